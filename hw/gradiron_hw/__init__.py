@@ -1,0 +1,1 @@
+"""The Gradiron accelerator in Amaranth: one functional unit per file."""

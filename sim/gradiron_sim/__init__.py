@@ -1,0 +1,1 @@
+"""Simulated devices: pysim and CXXRTL behind the one device interface."""
