@@ -182,7 +182,7 @@ def test_rule(rule: isa.Rule):
 def test_momentum_is_legal_where_it_was_built():
     fields: dict[str, int] = {"transposed": 1, "round": 2, "out": isa.Out.MOMENTUM}
     word = isa.encode("MM", CONFIG, **fields)
-    assert word == isa.encode("MM", **fields)
+    assert word == isa.encode("MM", None, **fields)
     assert decoded(word).fields["out"] == isa.Out.MOMENTUM
     without = CONFIG.replace(momentum=False)
     assert isa.decode(word, without) == isa.ErrorCause.UNSUPPORTED
@@ -213,7 +213,9 @@ def test_illegal_reserved_bit(instruction: isa.Instruction):
 )
 def test_illegal_undefined_value(instruction: isa.Instruction, field: isa.Field):
     for value in range(field.maximum + 1, 1 << field.width):
-        word = isa.encode(instruction.name, **legal_fields(instruction)) | value << field.low
+        word = (
+            isa.encode(instruction.name, CONFIG, **legal_fields(instruction)) | value << field.low
+        )
         assert isa.decode(word, CONFIG) == isa.ErrorCause.ILLEGAL_FIELDS
 
 
