@@ -15,12 +15,6 @@ import hypothesis
 import pytest
 
 DATA_FIXTURES = {"data_folder", "fashion_mnist"}
-FASHION_FILES = (
-    "train-images-idx3-ubyte.gz",
-    "train-labels-idx1-ubyte.gz",
-    "t10k-images-idx3-ubyte.gz",
-    "t10k-labels-idx1-ubyte.gz",
-)
 
 # The time of one example says nothing on a machine that runs other things too.
 hypothesis.settings.register_profile("gradiron", deadline=None)
@@ -49,20 +43,23 @@ def pytest_runtest_makereport(
 
 @pytest.fixture(scope="session")
 def data_folder() -> Path:
-    """The folder named by GRADIRON_DATA."""
-    name = os.environ.get("GRADIRON_DATA", "")
-    if not name:
-        pytest.skip("GRADIRON_DATA is not set; set it to the folder with the data sets")
-    folder = Path(name)
+    """The folder with data sets: GRADIRON_DATA, or the user's own."""
+    from gradiron import data
+
+    folder = data.data_folder()
     if not folder.is_dir():
-        pytest.skip(f"GRADIRON_DATA is {name!r}, which is not a folder")
+        pytest.skip(f"{folder} does not exist; set GRADIRON_DATA to the folder with the data sets")
     return folder
 
 
 @pytest.fixture(scope="session")
 def fashion_mnist(data_folder: Path) -> Path:
-    """The folder to give as --data: it, or its fashion-mnist, has the four IDX files."""
-    for folder in (data_folder, data_folder / "fashion-mnist"):
-        if all((folder / name).is_file() for name in FASHION_FILES):
-            return data_folder
-    pytest.skip(f"no Fashion-MNIST (the four IDX .gz files) in {data_folder} or its fashion-mnist")
+    """The folder to give as --data for Fashion-MNIST."""
+    from gradiron import data
+    from gradiron.errors import DataError
+
+    try:
+        data.load_idx_set("fashion", data_folder)
+    except DataError as error:
+        pytest.skip(str(error))
+    return data_folder
