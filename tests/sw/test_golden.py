@@ -31,6 +31,7 @@ from gradiron.golden.addressing import (
 from gradiron.golden.arithmetic import (
     UNLIMITED,
     Randoms,
+    matrix_product,
     round_shift,
     saturated,
     stochastic_shift,
@@ -822,6 +823,19 @@ def test_shifts_are_alike_in_all_forms():
                 assert np.array_equal(got[~beyond], expected[~beyond])
                 assert np.array_equal(np.sign(got[beyond]), np.sign(expected[beyond]))
                 assert (np.abs(got[beyond]) >= 1 << 17).all()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_matrix_products_are_exact_in_tiles(dtype: type[np.float32] | type[np.float64]):
+    rng = np.random.default_rng(5)
+    shapes = [(1, 1, 1), (1, 900, 300), (900, 300, 1), (3, 4, 5), (70, 300, 130), (2000, 70, 9)]
+    for rows, terms, cols in [*shapes, (33, 1000, 257), (300, 3, 300), (130, 1000, 2)]:
+        a = rng.integers(-128, 128, (rows, terms))
+        b = rng.integers(-128, 128, (terms, cols))
+        x, y = a.astype(dtype), b.astype(dtype)
+        transposed = np.ascontiguousarray(x.T).T, np.ascontiguousarray(y.T).T
+        for left, right in ((x, y), transposed):
+            assert np.array_equal(matrix_product(left, right), a @ b)
 
 
 def test_saturated_counts_what_it_changes():

@@ -18,12 +18,16 @@ from gradiron.golden.addressing import Lattice
 
 Int32 = npt.NDArray[np.int32]
 Integers = npt.NDArray[np.signedinteger]
+Matrix = npt.NDArray[np.floating | np.signedinteger]
 UInt16 = npt.NDArray[np.uint16]
 UInt32 = npt.NDArray[np.uint32]
 
 INT32_MAX = (1 << 31) - 1
 UNLIMITED = 1 << 62
 """A limit that forces the general formulas."""
+ONE_THREAD = 1 << 18
+"""Products of a matrix multiplication up to which OpenBLAS uses one thread.
+Ref: interface/gemm.c, SMP_THRESHOLD_MIN * GEMM_MULTITHREAD_THRESHOLD, https://www.openblas.net"""
 BLOCK = 16
 """Elements that share one hash."""
 
@@ -183,6 +187,36 @@ def saturated(v: Integers, low: int, high: int) -> tuple[Integers, int]:
         return v, 0
     count = int(np.count_nonzero((v < low) | (v > high)))
     return np.clip(v, low, high), count
+
+
+def matrix_product(a: Matrix, b: Matrix) -> Matrix:
+    """a @ b, (rows, terms) times (terms, cols), in tiles that the BLAS computes in one thread.
+
+    Every sum must be exact in the type of a and b, so that their order does not matter. A product
+    that OpenBLAS shares among threads is at best a little faster, but up to forty times slower
+    where another program keeps one of the processors busy.
+    """
+    if a.dtype.kind == "i":
+        return a @ b
+    (rows, terms), cols = a.shape, b.shape[1]
+    # A vector would be left to another routine, with a lower threshold.
+    if rows == 1:
+        return matrix_product(np.repeat(a, 2, axis=0), b)[:1]
+    if cols == 1:
+        return matrix_product(a, np.repeat(b, 2, axis=1))[:, :1]
+    if rows * terms * cols <= ONE_THREAD:
+        return a @ b
+    tile_cols = min(cols, 128)
+    tile_terms = min(terms, ONE_THREAD // (tile_cols * min(rows, 64)))
+    tile_rows = min(rows, ONE_THREAD // (tile_cols * tile_terms))
+    result = np.zeros((rows, cols), a.dtype)
+    for row in range(0, rows, tile_rows):
+        for col in range(0, cols, tile_cols):
+            tile = result[row : row + tile_rows, col : col + tile_cols]
+            for term in range(0, terms, tile_terms):
+                along = slice(term, term + tile_terms)
+                tile += a[row : row + tile_rows, along] @ b[along, col : col + tile_cols]
+    return result
 
 
 def wrapped32(v: Integers) -> Int64:

@@ -28,6 +28,7 @@ from gradiron.golden.arithmetic import (
     UNLIMITED,
     Integers,
     Randoms,
+    matrix_product,
     round_shift,
     saturated,
     stochastic_shift,
@@ -190,14 +191,15 @@ class Product:
         db = None
         if self.transposed:
             b = b.reshape(self.pixels, self.cols)
-            products = a.T @ b
+            a = a.T
             if self._bias is not None:
                 exact = np.float64 if self._fast else np.int64
                 db = b.sum(axis=0, dtype=exact).astype(np.int64)
         elif self._b_columns:
-            products = a @ b.reshape(self.cols, self.taps).T
+            b = b.reshape(self.cols, self.taps).T
         else:
-            products = a @ b.reshape(self.taps, self.cols)
+            b = b.reshape(self.taps, self.cols)
+        products = matrix_product(a, b)
         if self.terms > numerics.MAX_REDUCTION:
             # More than the compiler may ask for: an accumulator has 32 bits.
             sums = wrapped32(products.astype(np.int64))
