@@ -1,0 +1,48 @@
+"""Cycle counts that hardware and cycle model share: fixed lengths, no behaviour."""
+
+from __future__ import annotations
+
+HAZARD = 4
+"""Advances between two visits of one accumulator row: read, register, add, write."""
+
+STEP_CYCLES: dict[str, tuple[int, int]] = {
+    "wait": (6, 0),
+    "read": (5, 0),
+    "write": (4, 0),
+    "read planes": (3, 0),
+    "write planes": (2, 0),
+    "copy": (1, 0),
+    "pass": (4, 1),
+    "settle": (3, 0),
+}
+"""Length of a step of a chore: cycles, and further cycles per group of lanes."""
+
+CHORE_STEPS: dict[str, tuple[str, ...]] = {
+    "load bias": ("wait", "read", "pass"),
+    "update bias": ("wait", "read", "pass", "write"),
+    "momentum bias": (
+        *("wait", "read", "pass", "pass", "write"),
+        *("copy", "read", "pass", "write"),
+    ),
+    "momentum row": (
+        *("wait", "read planes", "pass", "pass", "write planes"),
+        *("read planes", "pass", "settle"),
+    ),
+}
+"""The steps of the vector path's whole-row chores."""
+
+
+def step_cycles(kind: str, groups: int) -> int:
+    """Cycles of one step of a chore."""
+    fixed, per_group = STEP_CYCLES[kind]
+    return fixed + per_group * groups
+
+
+def chore_cycles(name: str, groups: int) -> int:
+    """Cycles of a whole chore."""
+    return sum(step_cycles(kind, groups) for kind in CHORE_STEPS[name])
+
+PREPARE_CYCLES = 6
+"""Before an MM or LOSS: exponents are read, shift amounts and the random key computed."""
+POST_CYCLES = 3
+"""After an MM or LOSS: saturations are counted, the exponent and its tracker written."""

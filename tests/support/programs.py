@@ -1,0 +1,272 @@
+"""Random valid programs with their memory contents, for comparing machines."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from gradiron.arch import isa
+from gradiron.arch.config import Config
+from gradiron.arch.isa import Out
+from gradiron.device import Device
+
+
+@dataclass
+class Case:
+    """A program, what memory holds before it, and its exponent entries."""
+
+    words: list[int]
+    memory: list[tuple[int, bytes]] = field(default_factory=list)
+    exponents: dict[int, tuple[int, int, int]] = field(default_factory=dict)
+    seed: int = 0
+    step: int = 0
+    rate: int = 0
+    text: str = ""
+
+    def load(self, device: Device) -> None:
+        """Bring a device to the state before the program."""
+        device.reset()
+        device.write_program(self.words)
+        for address, content in self.memory:
+            device.write_memory(address, content)
+        for tensor, (exponent, tracker, low) in self.exponents.items():
+            device.write_exponent(tensor, exponent, tracker, low)
+        device.write_csr("MODE", 0)
+        device.write_csr("SEED", self.seed)
+        device.write_csr("STEP", self.step)
+        device.write_csr("RATE", self.rate)
+
+
+class Allocator:
+    """Tensors at random, non-overlapping places."""
+
+    def __init__(self, config: Config, rng: np.random.Generator) -> None:
+        self.config, self.rng = config, rng
+        self.used: list[tuple[int, int, int]] = []
+
+    def place(self, size: int, region: int | None = None) -> int:
+        """An address with `size` free bytes behind it."""
+        step = self.config.lane_bytes
+        for _ in range(500):
+            r = int(self.rng.integers(len(self.config.regions))) if region is None else region
+            room = self.config.regions[r] - size
+            if room < 0:
+                continue
+            low = int(self.rng.integers(room + 1)) // step * step
+            if self.rng.random() < 0.1:
+                low = room // step * step
+            if all(r != q or low + size <= a or low >= b for q, a, b in self.used):
+                self.used.append((r, low, low + size))
+                return isa.make_address(r, low)
+        raise ValueError("no room")
+
+
+def _bytes(rng: np.random.Generator, size: int) -> bytes:
+    spread = rng.choice([3, 20, 127])
+    return rng.integers(-spread, spread + 1, size, dtype=np.int64).astype(np.int8).tobytes()
+
+
+def random_product(
+    config: Config,
+    rng: np.random.Generator,
+    *,
+    largest: int = 24,
+    kind: Out | None = None,
+    transposed: bool | None = None,
+) -> Case:
+    """An MM with random descriptors that the limits allow."""
+    if kind is None:
+        kinds = [Out.INT8, Out.INT8, Out.INT8, Out.LOGITS, Out.MASTER, Out.MASTER, Out.INT8_WEIGHTS]
+        if config.momentum:
+            kinds.append(Out.MOMENTUM)
+        kind = Out(int(rng.choice(kinds)))
+    update = kind in (Out.MASTER, Out.INT8_WEIGHTS, Out.MOMENTUM)
+    if transposed is None:
+        transposed = update or (kind == Out.INT8 and bool(rng.random() < 0.3))
+    align = config.lane_bytes
+
+    def even(value: int) -> int:
+        return -(-value // align) * align
+
+    while True:
+        conv = rng.random() < 0.5
+        n, h, w = (int(v) for v in rng.integers(1, [3, 6, 6])) if conv else (1, 1, 1)
+        channels = even(int(rng.integers(1, largest + 1)))
+        if conv:
+            channels = even(int(rng.integers(1, 8)))
+            kh, kw = (int(v) for v in rng.integers(1, 4, 2))
+            stride = int(rng.integers(1, 3))
+            pad = int(rng.integers(0, 2))
+            oh, ow = (h + 2 * pad - kh) // stride + 1, (w + 2 * pad - kw) // stride + 1
+            if oh < 1 or ow < 1:
+                continue
+            merged = bool(rng.random() < 0.5)
+            if (align == 2 and (channels * stride) % 2) or (pad * channels) % align:
+                continue
+            pixels = n * oh * ow
+            taps = (kh, 1, kw * channels) if merged else (kh, kw, channels)
+        else:
+            n = int(rng.integers(1, largest + 1))
+            pixels, oh, ow, taps = n, 1, n, (1, 1, channels)
+            kh = kw = h = w = stride = 1
+            pad = 0
+            merged = True
+        reduce = taps[0] * taps[1] * taps[2]
+        columns = int(rng.integers(1, largest + 1))
+        bias = bool(rng.random() < 0.5) and not (transposed and kind == Out.INT8)
+        if transposed and reduce + bias > config.acc_depth:
+            continue
+        break
+
+    place = Allocator(config, rng)
+    case = Case([])
+    sets: dict[str, int] = {}
+    size_a = n * h * w * channels
+    a = place.place(size_a)
+    case.memory.append((a, _bytes(rng, size_a)))
+    pitch = w * channels
+    if conv:
+        sets |= {
+            "A_SN": h * pitch,
+            "A_SY": stride * pitch,
+            "A_SX": stride * channels,
+            "A_TY": pitch,
+            "A_TX": 0 if merged else channels,
+            "A_Y0": -pad * pitch,
+            "A_X0": -pad * channels,
+            "A_HB": h * pitch,
+            "A_WB": pitch,
+        }
+    else:
+        sets |= {"A_SX": channels, "A_HB": 1, "A_WB": size_a}
+    sets |= {
+        "A_BASE": a,
+        "N_P": pixels,
+        "N_Y": oh,
+        "N_X": ow,
+        "N_TY": taps[0],
+        "N_TX": taps[1],
+        "N_J": taps[2],
+        "N_C": columns,
+        "N_G": int(rng.integers(1, min(pixels, config.acc_depth) + 1)),
+        "PAD": int(rng.integers(-127, 128)) if rng.random() < 0.3 else 0,
+    }
+    if rng.random() < 0.5:
+        sets["N_G"] = min(pixels, config.acc_depth)
+    by_columns = not transposed and bool(rng.random() < 0.4)
+    pitch_b = even(reduce if by_columns else columns)
+    rows_b = columns if by_columns else (pixels if transposed else reduce)
+    size_b = rows_b * pitch_b
+    b = place.place(size_b)
+    case.memory.append((b, _bytes(rng, size_b)))
+    sets |= {"B_BASE": b, "B_R": pitch_b}
+    if not transposed:
+        if by_columns:
+            sets |= {"B_TX": taps[2], "B_TY": taps[1] * taps[2]}
+        else:
+            sets |= {"B_TX": taps[2] * pitch_b, "B_TY": taps[1] * taps[2] * pitch_b}
+        if (sets["B_TX"] % align) or (sets["B_TY"] % align):
+            return random_product(config, rng, largest=largest, kind=kind)
+    rows_o = reduce if transposed else pixels
+    pitch_o = even(columns)
+    first = int(rng.integers(0, 40)) // align * align
+    size_o = first + rows_o * pitch_o
+    if transposed:
+        strides = (taps[1] * taps[2] * pitch_o, taps[2] * pitch_o, pitch_o)
+    else:
+        strides = (oh * ow * pitch_o, ow * pitch_o, pitch_o)
+    sets |= dict(zip(("O_S2", "O_S1", "O_S0"), strides, strict=True))
+    sets["O_OFF"] = first
+    for name in ("O_BASE", *(("O_LO",) if kind in (Out.LOGITS, Out.MASTER, Out.MOMENTUM) else ())):
+        sets[name] = place.place(size_o)
+        case.memory.append((sets[name], _bytes(rng, size_o)))
+    if kind == Out.MOMENTUM:
+        for name in ("V_HI", "V_LO"):
+            sets[name] = place.place(size_o)
+            case.memory.append((sets[name], _bytes(rng, size_o)))
+    mask = kind == Out.INT8 and bool(rng.random() < 0.4)
+    if mask:
+        sets["M_BASE"] = place.place(size_o)
+        if rng.random() < 0.3:
+            sets["M_BASE"] = sets["O_BASE"]
+        case.memory.append((sets["M_BASE"], _bytes(rng, size_o)))
+    if bias:
+        for name in ("BIAS", *(("V_BIAS",) if kind == Out.MOMENTUM else ())):
+            sets[name] = place.place(4 * columns)
+            scale = int(rng.choice([8, 16, 24, 30]))
+            values = rng.integers(-(2**scale), 2**scale, columns)
+            if rng.random() < 0.1:
+                values[:] = 2**31 - 1
+            case.memory.append((sets[name], values.astype("<i4").tobytes()))
+    ta, tb, to = (int(v) for v in rng.choice(64, 3, replace=False))
+    sets["EXP"] = isa.pack_tensors(ta, tb, to)
+    sets["SHIFT"] = int(rng.integers(-3, 6))
+    ea, eb = (int(v) for v in rng.integers(-9, -2, 2))
+    near = ea + eb + int(rng.integers(-3, 12))
+    if update:
+        eo = int(rng.integers(-9, 0))
+    else:
+        eo = max(-64, min(63, near))
+    if rng.random() < 0.1:
+        ea, eb, near, eo = (int(v) for v in rng.integers(-64, 64, 4))
+    case.exponents = {
+        ta: (ea, ea, 0),
+        tb: (eb, eb, 0),
+        to: (eo, max(-64, min(63, near)), int(rng.integers(8))),
+    }
+    case.seed, case.step = (int(v) for v in rng.integers(0, 2**32, 2))
+    case.rate = int(rng.integers(-2, 8))
+    rounding = 2 if update else 0 if kind == Out.LOGITS else int(rng.integers(3))
+    fields = {
+        "pass": int(rng.integers(4)),
+        "transposed": int(transposed),
+        "b": int(by_columns),
+        "out": int(kind),
+        "round": rounding,
+        "relu": int(kind == Out.INT8 and not transposed and rng.random() < 0.4),
+        "bias": int(bias),
+        "mask": int(mask),
+        "track": int(kind == Out.INT8 and rng.random() < 0.6),
+    }
+    if fields["bias"] and transposed and kind == Out.INT8:
+        fields["bias"] = 0
+    case.words = [isa.encode_set(k, v, config) for k, v in sets.items()]
+    case.words += [isa.encode("MM", config, **fields), isa.encode("HALT")]
+    case.text = f"MM {fields} {sets}"
+    return case
+
+
+def state_of(device: Device) -> dict[str, object]:
+    """All architectural state that a program can change."""
+    config = device.config
+    state: dict[str, object] = {
+        f"region {r}": device.read_memory(config.region_base(r), size)
+        for r, size in enumerate(config.regions)
+    }
+    state["exponents"] = [device.read_exponent(t) for t in range(64)]
+    state["saturations"] = [device.saturations(t) for t in range(64)]
+    state["status"] = device.status()
+    for name in ("STEP", "LOSS", "INSTRUCTIONS"):
+        state[name] = device.read_csr(name)
+    return state
+
+
+def differences(a: dict[str, object], b: dict[str, object]) -> list[str]:
+    """What differs between two states."""
+    found = []
+    for key, left in a.items():
+        right = b[key]
+        if left == right:
+            continue
+        if isinstance(left, bytes):
+            x, y = np.frombuffer(left, np.int8), np.frombuffer(right, np.int8)
+            where = np.flatnonzero(x != y)
+            found.append(
+                f"{key}: {len(where)} bytes, first at {where[0]}: {x[where[0]]} and {y[where[0]]}"
+            )
+        elif isinstance(left, list):
+            found += [f"{key} {i}: {x} and {y}" for i, (x, y) in enumerate(zip(left, right)) if x != y]
+        else:
+            found.append(f"{key}: {left} and {right}")
+    return found
