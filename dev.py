@@ -104,7 +104,9 @@ def ensure(extras: tuple[str, ...]) -> Path:
         return python
     wanted = sorted(have | set(extras))
     target = "%s[%s]" % (ROOT, ",".join(wanted))
-    print("dev.py: installing gradiron[%s]; once only" % ",".join(wanted), flush=True)
+    print(
+        "dev.py: installing gradiron[%s]: some hundred MB, once only" % ",".join(wanted), flush=True
+    )
     command = [str(python), "-m", "pip", "install", "--disable-pip-version-check", "-q"]
     result = subprocess.run([*command, "--editable", target], cwd=ROOT)
     if result.returncode:

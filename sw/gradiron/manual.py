@@ -15,7 +15,13 @@ from pathlib import Path
 
 from gradiron import assembler
 from gradiron.arch import isa, numerics
-from gradiron.arch.config import MAX_REGION_BYTES, MAX_REGIONS, TENSORS, Config
+from gradiron.arch.config import (
+    MAX_REGION_BYTES,
+    MAX_REGIONS,
+    REGION_SHIFT,
+    TENSORS,
+    Config,
+)
 
 MANUAL = "isa.md"
 HEADER = "gradiron_isa.h"
@@ -409,7 +415,7 @@ def header() -> str:
         "/* Words and operands. */",
         "#define GRADIRON_FIELD(value, shift, mask) (((uint32_t)(value) << (shift)) & (mask))",
         "#define GRADIRON_ADDRESS(region, offset) \\",
-        f"    ((uint32_t)(region) << {isa.REGION_SHIFT} | (uint32_t)(offset))",
+        f"    ((uint32_t)(region) << {REGION_SHIFT} | (uint32_t)(offset))",
         "#define GRADIRON_TENSOR_NUMBERS(a, b, o) \\",
         f"    ((uint32_t)(a) << {tensor_a} | (uint32_t)(b) << {tensor_b} | "
         f"(uint32_t)(o) << {tensor_o})",
