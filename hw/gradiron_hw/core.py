@@ -339,7 +339,6 @@ class Core(wiring.Component):
             loss.n_classes.eq(regs.N_C),
             loss.grad.eq(loss_grad),
             loss.predict.eq(loss_predict),
-            loss.key.eq(key.key),
             loss.rnd_r.eq(random.r[0]),
         ]
         starting = Signal()

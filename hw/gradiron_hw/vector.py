@@ -80,6 +80,7 @@ CHORES: dict[str, tuple[Chore, ...]] = {
         Chore("read", "BIAS"),
         Chore("pass", source="row", shift="bias", round=_SR, use=Use.DB, post=Post.BIAS_SUB, count=True),
         Chore("write", "BIAS"),
+        Chore("release"),
     ),
     "momentum bias": (
         Chore("wait"),
@@ -91,6 +92,7 @@ CHORES: dict[str, tuple[Chore, ...]] = {
         Chore("read", "BIAS"),
         Chore("pass", source="row", shift=0, post=Post.BIAS_SUB, count=True),
         Chore("write", "BIAS"),
+        Chore("release"),
     ),
     "momentum row": (
         Chore("wait"),
@@ -225,7 +227,7 @@ class VectorPath(wiring.Component):
             m.d.comb += [
                 need_1.eq(1 + clash_1),
                 need_2.eq(Mux(reads_2, 1 + later + clash_2, 1)),
-                need_w.eq(Mux(two_planes & (region_o == region_2), groups + 1, groups)),
+                need_w.eq(Mux(two_planes & (region_o == region_2), 2, groups)),
                 most.eq(Mux(need_1 > need_2, need_1, need_2)),
                 settled.eq(Mux(most > need_w, most, need_w)),
             ]
@@ -658,16 +660,30 @@ class VectorPath(wiring.Component):
             clipped.append(e3.valid & e3.count & valid & (over | under))
             for group in range(groups):
                 c = group * lanes + i
-                with m.If(e3.valid & (e3.group == group)):
-                    with m.If(to_bias):
-                        m.d.sync += bias[32 * c : 32 * c + 32].eq(result)
-                    with m.Elif((e3.post == Post.LOGITS) | (e3.post == Post.MASTER)):
-                        m.d.sync += [
-                            high[8 * c : 8 * c + 8].eq(result[8:16]),
-                            low[8 * c : 8 * c + 8].eq(result[:8]),
-                        ]
-                    with m.Else():
-                        m.d.sync += high[8 * c : 8 * c + 8].eq(Mux(kept, result[:8], 0))
+                with m.If(e3.valid & to_bias & (e3.group == group)):
+                    m.d.sync += bias[32 * c : 32 * c + 32].eq(result)
+            wide_result = (e3.post == Post.LOGITS) | (e3.post == Post.MASTER)
+            result_high, result_low = Signal(8, name=f"high_{i}"), Signal(8, name=f"low_{i}")
+            m.d.comb += [
+                result_high.eq(Mux(wide_result, result[8:16], Mux(kept, result[:8], 0))),
+                result_low.eq(result[:8]),
+            ]
+            # The first group waits for the second, so that a word stays whole for a window.
+            last = lanes * (groups - 1) + i
+            if groups == 2:
+                early_high, early_low = Signal(8, name=f"early_high_{i}"), Signal(8, name=f"early_low_{i}")
+                with m.If(e3.valid & ~to_bias & (e3.group == 0)):
+                    m.d.sync += [early_high.eq(result_high), early_low.eq(result_low)]
+            with m.If(e3.valid & ~to_bias & e3.final):
+                m.d.sync += [
+                    high[8 * last : 8 * last + 8].eq(result_high),
+                    low[8 * last : 8 * last + 8].eq(result_low),
+                ]
+                if groups == 2:
+                    m.d.sync += [
+                        high[8 * i : 8 * i + 8].eq(early_high),
+                        low[8 * i : 8 * i + 8].eq(early_low),
+                    ]
         with m.If(self.start):
             m.d.sync += self.saturations.eq(0)
         with m.Else():
@@ -709,7 +725,6 @@ class VectorPath(wiring.Component):
                 write_columns.eq(e3.columns),
                 pending.eq(Cat(Const(1, 1), two_planes)),
             ]
-        slot = Signal()
         w = self.w
         high_now, low_now = Signal(), Signal()
         low_target = offset_of(config, r.O_LO) + write_offset
@@ -723,13 +738,11 @@ class VectorPath(wiring.Component):
         finished = e3.valid & e3.final & ~to_bias
         if single:
             m.d.comb += [
-                slot.eq(
-                    Mux(in_window, now >= write_phase, 1)
-                    & ~(in_window & (now >= write_phase + count_writes))
-                    & ~u_chore
+                high_now.eq(pending[0] & (~in_window | (now == write_phase))),
+                low_now.eq(
+                    pending[1]
+                    & Mux(in_window, now == write_phase + 1, ~pending[0])
                 ),
-                high_now.eq(slot & pending[0]),
-                low_now.eq(slot & ~pending[0] & pending[1]),
                 w.en.eq(high_now | low_now | w_chore),
             ]
             with m.If(low_now):

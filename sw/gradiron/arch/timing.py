@@ -14,15 +14,16 @@ STEP_CYCLES: dict[str, tuple[int, int]] = {
     "copy": (1, 0),
     "pass": (4, 1),
     "settle": (3, 0),
+    "release": (1, 0),
 }
 """Length of a step of a chore: cycles, and further cycles per group of lanes."""
 
 CHORE_STEPS: dict[str, tuple[str, ...]] = {
     "load bias": ("wait", "read", "pass"),
-    "update bias": ("wait", "read", "pass", "write"),
+    "update bias": ("wait", "read", "pass", "write", "release"),
     "momentum bias": (
         *("wait", "read", "pass", "pass", "write"),
-        *("copy", "read", "pass", "write"),
+        *("copy", "read", "pass", "write", "release"),
     ),
     "momentum row": (
         *("wait", "read planes", "pass", "pass", "write planes"),
