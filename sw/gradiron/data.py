@@ -356,11 +356,10 @@ def load_idx_set(name: str, folder: str | os.PathLike[str] | None = None) -> Dat
             role: [base / subfolder / f"{stem}{suffix}" for suffix in (".gz", "")]
             for role, stem in IDX_NAMES.items()
         }
-        found = {
+        here = {
             role: path for role, paths in candidates.items() for path in paths if path.is_file()
         }
-        if len(found) == len(IDX_NAMES):
-            break
+        found = max(found, here, key=len)
     missing = [f"{IDX_NAMES[role]}.gz" for role in IDX_NAMES if role not in found]
     if missing:
         places = " and ".join(str(base / subfolder) for subfolder in subfolders)
@@ -404,8 +403,9 @@ def load_npz(path: str | os.PathLike[str], *, test_share: int = 5, seed: int = 0
     path = Path(path)
     arrays: dict[str, npt.NDArray[Any]] = {}
     try:
-        with np.load(path, allow_pickle=False) as file:
-            if not hasattr(file, "files"):
+        with path.open("rb") as stream:
+            file: Any = np.load(stream, allow_pickle=False)
+            if isinstance(file, np.ndarray):
                 raise ValueError("it holds a single array")
             arrays = {key: file[key] for key in file.files}
     except FileNotFoundError:

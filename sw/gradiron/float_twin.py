@@ -25,6 +25,8 @@ from gradiron.train import LOSS_UNIT, History, Settings, diagnose
 Float32 = npt.NDArray[np.float32]
 MOMENTUM = 7 / 8
 EVALUATION_BATCH = 1000
+INFINITE = 2**31 - 1
+"""Stands in the history for a loss that is not a number any more."""
 
 
 class FloatTwin:
@@ -135,7 +137,18 @@ class FloatTwin:
             raise DataError(
                 f"{data.name} has {len(x)} training samples; a batch is {settings.batch}"
             )
-        progress = progress or NoProgress()
+        with np.errstate(all="ignore"):  # a diverging run is reported, not warned of
+            return self._fit(x, y, data, settings, steps, progress or NoProgress())
+
+    def _fit(
+        self,
+        x: npt.NDArray[np.int8],
+        y: npt.NDArray[np.int64],
+        data: Dataset,
+        settings: Settings,
+        steps: int,
+        progress: Progress,
+    ) -> History:
         history = History()
         progress.begin(f"{self.graph}, float32", settings.epochs, steps, 0)
         try:
@@ -149,11 +162,14 @@ class FloatTwin:
                         break
                     losses.append(self.step(x[chosen], y[chosen], 2.0**-rate))
                     progress.step(epoch, index, losses[-1])
-                history.losses += [round(v * LOSS_UNIT * settings.batch) for v in losses]
+                scaled = np.nan_to_num(
+                    np.array(losses) * (LOSS_UNIT * settings.batch), nan=INFINITE
+                )
+                history.losses += [int(v) for v in np.rint(np.minimum(scaled, INFINITE))]
                 record = EpochRecord(epoch, steps, rate, float(np.mean(losses)), nan)
                 record.seconds = time.monotonic() - begun
                 record.accuracy = self.evaluate(data.x_test, data.y_test)
-                record.note = diagnose(record, self.graph.classes)
+                record.note = diagnose(record, self.graph.classes, losses)
                 history.epochs.append(record)
                 progress.epoch(record)
         finally:

@@ -10,15 +10,15 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from math import ceil, floor, frexp, log2, nan
+from math import ceil, floor, frexp, isfinite, log2, nan
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from gradiron.arch.isa import RATE_MAX, RATE_MIN
+from gradiron.arch.isa import RATE_MAX, RATE_MIN, MachineState
 from gradiron.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from gradiron.compiler import Program
 from gradiron.data import Dataset, batches, check_inputs, check_labels
@@ -32,7 +32,7 @@ from gradiron.progress import EpochRecord, NoProgress, Progress
 LOSS_UNIT = 256
 """LOSS counts in 2**-8 bits."""
 COUNTER_MASK = 0xFFFFFFFF
-SATURATION_LIMIT = 0.02
+SATURATION_LIMIT = 0.05
 """Share of saturated elements above which a run is called diverging."""
 
 
@@ -199,13 +199,26 @@ def compare_histories(first: History, second: History) -> list[str]:
     return found
 
 
-def diagnose(record: EpochRecord, classes: int) -> str:
-    """What is wrong with an epoch, in words: "" where nothing is."""
+def diagnose(record: EpochRecord, classes: int, losses: Sequence[float]) -> str:
+    """What is wrong with an epoch, in words: "" where nothing is.
+
+    Parameters
+    ----------
+    record : EpochRecord
+    classes : int
+    losses : sequence of float
+        Of the epoch's steps, in bits per sample.
+    """
     problems: list[str] = []
-    if record.loss > 2 * log2(classes):
-        problems.append(
-            f"the loss of {record.loss:.2f} bits is far worse than guessing ({log2(classes):.2f})"
-        )
+    guess = log2(classes)
+    quarter = max(1, len(losses) // 4)
+    begin, end = float(np.mean(losses[:quarter])), float(np.mean(losses[-quarter:]))
+    if not isfinite(end):
+        problems.append("the loss is no longer a number")
+    elif end > 2 * guess:
+        problems.append(f"the loss of {end:.2f} bits is far worse than guessing ({guess:.2f})")
+    elif end > 0.98 * guess and (record.epoch > 0 or end >= begin):
+        problems.append(f"the loss of {end:.2f} bits is no better than guessing ({guess:.2f})")
     problems += [
         f"{share:.1%} of {name} saturate"
         for name, share in record.saturation.items()
@@ -213,7 +226,7 @@ def diagnose(record: EpochRecord, classes: int) -> str:
     ]
     if not problems:
         return ""
-    return f"diverging: {'; '.join(problems)}; a lower learning rate may help"
+    return f"diverging: {'; '.join(problems)}; try another learning rate"
 
 
 # --- trainer -------------------------------------------------------------------------------------
@@ -262,6 +275,8 @@ class Trainer:
         self._train = program.entries.get(TRAIN)
         self._infer = program.entry(INFER)
         self._labels = plan.address(LABELS) if self._train is not None else 0
+        if device.status().state not in (MachineState.IDLE, MachineState.HALTED):
+            device.reset()  # an earlier run was interrupted, or failed
         device.write_program(program.words)
         self.load(state)
 
@@ -424,7 +439,9 @@ class Trainer:
             for epoch in range(first, settings.epochs):
                 record = self._epoch(epoch, x, y, settings, steps, progress, on_step)
                 record.accuracy = self.evaluate(data.x_test, data.y_test)
-                record.note = diagnose(record, self.graph.classes)
+                scale = LOSS_UNIT * self.batch
+                losses = [loss / scale for loss in self.history.losses[-record.steps :]]
+                record.note = diagnose(record, self.graph.classes, losses)
                 state = self.state()
                 record.state_sha256 = state.sha256()
                 self.history.epochs.append(record)
