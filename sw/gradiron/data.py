@@ -382,7 +382,7 @@ _NPZ_ERRORS = (
     ValueError,
     KeyError,
     MemoryError,
-    NotImplementedError,
+    RuntimeError,
     zipfile.BadZipFile,
     zlib.error,
 )
