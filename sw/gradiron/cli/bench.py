@@ -1,0 +1,281 @@
+"""`gradiron bench`: cycles by the hardware's own counters.
+
+A row has the keys name, pass, shape, array, macs, cycles, mac_per_cycle and utilisation. The shape of
+a product is MxNxK, where K is the length of the reduction.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from typing import Any
+
+import numpy as np
+
+from gradiron.cli import machines
+from gradiron.cli.output import Row, check_output, note, print_table, write_json
+from gradiron.cli.training import write_step_trace_of
+from gradiron.compiler import GEMM_ENTRY, ORDERS, Program
+from gradiron.data import Dataset
+from gradiron.device import Device
+from gradiron.engines import CXXRTL, DEFAULT_ARRAY, PYSIM, open_engine
+from gradiron.errors import DataError, MismatchError
+from gradiron.graph import NETWORKS, TRAIN, Graph
+from gradiron.operations import LossStep, Product
+from gradiron.train import Settings, Trainer, default_settings, new_trainer
+
+SIMULATORS = (CXXRTL, PYSIM)
+COLUMNS = ("name", "pass", "shape", "array", "macs", "cycles", "mac_per_cycle", "utilisation")
+SAMPLES_SEED = 1
+
+
+def add_bench(commands: Any) -> None:
+    """The command bench."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "bench",
+        help="cycles of products and training steps, speed of the simulation",
+        description="Measures in simulation, by the counters of the hardware itself.",
+    )
+    kinds: Any = parser.add_subparsers(title="what", metavar="WHAT", required=True)
+    product: argparse.ArgumentParser = kinds.add_parser(
+        "gemm",
+        help="one product of matrices",
+        description="C[M, N] = A B. The result is compared with numpy's; cycles run from the start "
+        "of the program to its last write.",
+    )
+    for size in ("m", "n", "k"):
+        product.add_argument(f"--{size}", type=int, default=64, metavar="N", help="(default 64)")
+    product.add_argument(
+        "--order",
+        choices=(*ORDERS, "all"),
+        default="all",
+        help="how A and B are stored: as they are (N) or transposed (T) (default: all three)",
+    )
+    _add_common(product)
+    product.set_defaults(run=gemm)
+    step: argparse.ArgumentParser = kinds.add_parser(
+        "step",
+        help="one training step of a network",
+        description="A row per layer and pass, and one named total with the whole program.",
+    )
+    step.add_argument("--model", default="mlp", metavar="M", help=f"{', '.join(NETWORKS)}, ...")
+    step.add_argument("--batch", type=int, metavar="N", help="samples of a step")
+    step.add_argument(
+        "--board", choices=machines.BOARDS, default="sim", help="the machine: sim, or a board's"
+    )
+    step.add_argument("--trace", metavar="FILE", help="write the step there, for ui.perfetto.dev")
+    _add_common(step)
+    step.set_defaults(run=bench_step)
+    speed: argparse.ArgumentParser = kinds.add_parser(
+        "speed",
+        help="simulated cycles per second, cxxrtl against pysim",
+        description="Runs training steps of the digits' network on the whole machine in both.",
+    )
+    speed.add_argument(
+        "--seconds", type=float, default=5.0, metavar="S", help="for each, at least (default 5)"
+    )
+    _add_common(speed, engine=False)
+    speed.set_defaults(run=bench_speed)
+
+
+def _add_common(parser: argparse.ArgumentParser, *, engine: bool = True) -> None:
+    machines.add_machine(parser)
+    if engine:
+        parser.add_argument("--engine", choices=SIMULATORS, default=CXXRTL, help="(default cxxrtl)")
+    parser.add_argument("--json", metavar="FILE", help="write a list of rows there")
+
+
+def open_simulator(engine: str, program: Program, **options: Any) -> Device:
+    """A simulated machine, with lines about its build."""
+    if engine == CXXRTL:
+        options["progress"] = note
+    return open_engine(engine, program.config, **options)
+
+
+def row(name: str, pass_: str, shape: str, program: Program, macs: int, cycles: int) -> Row:
+    """A row of results."""
+    rate = macs / cycles if cycles else 0.0
+    return {
+        "name": name,
+        "pass": pass_,
+        "shape": shape,
+        "array": program.config.array,
+        "macs": macs,
+        "cycles": cycles,
+        "mac_per_cycle": rate,
+        "utilisation": rate / program.config.peak,
+    }
+
+
+def print_rows(title: str, rows: list[Row]) -> None:
+    """Rows as a table."""
+    columns = ("name", "pass", "shape", "array", "MACs", "cycles", "MAC/cycle", "of the peak")
+    body = [
+        [
+            *(line[key] for key in COLUMNS[:6]),
+            f"{line['mac_per_cycle']:.2f}",
+            f"{line['utilisation']:.1%}",
+        ]
+        for line in rows
+    ]
+    print_table(title, columns, body)
+
+
+# --- products ------------------------------------------------------------------------------------
+
+
+def gemm(args: argparse.Namespace) -> int:
+    """Run the command bench gemm."""
+    check_output(args.json)
+    array = args.array or DEFAULT_ARRAY
+    orders = ORDERS if args.order == "all" else (args.order,)
+    products = [machines.product_program(args.m, args.n, args.k, order, array) for order in orders]
+    random = np.random.Generator(np.random.PCG64(SAMPLES_SEED))
+    a = random.integers(-127, 128, (args.m, args.k)).astype(np.int8)
+    b = random.integers(-127, 128, (args.k, args.n)).astype(np.int8)
+    rows: list[Row] = []
+    for product in products:
+        with open_simulator(args.engine, product.program) as device:
+            product.load(device, a, b)
+            device.clear_counters()
+            device.run(product.program.entry(GEMM_ENTRY))
+            cycles = device.read_csr("CYCLES")
+            if not np.array_equal(product.result(device), product.expected(a, b)):
+                raise MismatchError(
+                    f"the product {product.order} of {args.m} x {args.k} by {args.k} x {args.n} is "
+                    "not numpy's; this is a fault of the hardware, please report it"
+                )
+            shape = f"{args.m}x{args.n}x{args.k}"
+            rows.append(
+                row(f"gemm {product.order}", "other", shape, product.program, product.macs, cycles)
+            )
+    write_json(args.json, rows)
+    print_rows(f"products on {args.engine}", rows)
+    return 0
+
+
+# --- a training step -----------------------------------------------------------------------------
+
+
+def samples(graph: Graph, batch: int) -> Dataset:
+    """Samples for measurements: time does not depend on data."""
+    random = np.random.Generator(np.random.PCG64(SAMPLES_SEED))
+    x = random.integers(0, 128, (batch, graph.features)).astype(np.int8)
+    labels = random.integers(0, graph.classes, batch)
+    return Dataset("samples", x, labels, x, labels, graph.classes)
+
+
+def _trainer(device: Device, program: Program, graph: Graph) -> tuple[Trainer, Dataset]:
+    data = samples(graph, program.batch)
+    settings = Settings(1, program.batch, 4)
+    trainer = new_trainer(device, program, data, settings)
+    trainer.set_rate(settings.rate)
+    return trainer, data
+
+
+def _shapes(program: Program) -> dict[tuple[str, str], str]:
+    """MxNxK of every layer and pass."""
+    found: dict[tuple[str, str], str] = {}
+    for step in program.schedule.programs[TRAIN]:
+        if isinstance(step, Product):
+            m, k = step.pixels, step.taps
+            if step.transposed:
+                m, k = k, m
+            found[step.layer, step.pass_.name.lower()] = f"{m}x{step.columns}x{k}"
+        elif isinstance(step, LossStep):
+            found[step.layer, "loss"] = f"{step.batch}x{step.classes}"
+    return found
+
+
+def step_rows(device: Device, program: Program, trainer: Trainer, data: Dataset) -> list[Row]:
+    """Rows of one training step on a device that records."""
+    assert device.retirements is not None
+    device.clear_counters()
+    machine: Any = device
+    machine.forget()
+    trainer.step(data.x_train, data.y_train)
+    counters = device.counters()
+    cycles: dict[tuple[str, str], int] = {}
+    for retired in device.retirements:
+        origin = program.origins[retired.pc]
+        key = (origin.layer, origin.pass_)
+        cycles[key] = cycles.get(key, 0) + retired.last_cycle - retired.first_cycle + 1
+    macs: dict[tuple[str, str], int] = {}
+    for origin in program.origins.values():
+        if origin.entry == TRAIN:
+            key = (origin.layer, origin.pass_)
+            macs[key] = macs.get(key, 0) + origin.macs
+    shapes = _shapes(program)
+    rows = [
+        row(layer, pass_, shapes.get((layer, pass_), ""), program, macs[layer, pass_], count)
+        for (layer, pass_), count in cycles.items()
+    ]
+    total = row(
+        "total", "other", f"batch {program.batch}", program, program.macs(TRAIN), counters["CYCLES"]
+    )
+    return [*rows, {**total, "counters": counters}]
+
+
+def bench_step(args: argparse.Namespace) -> int:
+    """Run the command bench step."""
+    check_output(args.json, args.trace)
+    graph = machines.find_graph(args.model)
+    batch = default_settings(graph).batch if args.batch is None else args.batch
+    program = machines.network_program(graph, batch, args.array, args.board)
+    program.entry(TRAIN)
+    activity = args.trace is not None
+    with open_simulator(args.engine, program, record=True, activity=activity) as device:
+        trainer, data = _trainer(device, program, graph)
+        rows = step_rows(device, program, trainer, data)
+        if args.trace is not None:
+            write_step_trace_of(args.trace, device, program)
+    write_json(args.json, rows)
+    print_rows(f"a training step of {graph} at batch {batch} on {args.engine}", rows)
+    counters: dict[str, int] = rows[-1]["counters"]
+    whole = max(1, counters["CYCLES"])
+    shares = [[name, count, f"{count / whole:.1%}"] for name, count in counters.items() if count]
+    print_table("counters", ("counter", "value", "of the cycles"), shares)
+    return 0
+
+
+# --- speed of the simulation ---------------------------------------------------------------------
+
+
+def bench_speed(args: argparse.Namespace) -> int:
+    """Run the command bench speed."""
+    check_output(args.json)
+    if not args.seconds > 0:
+        raise DataError(f"--seconds is {args.seconds}; it must be positive")
+    graph = machines.find_graph("digits")
+    program = machines.network_program(graph, 1, args.array)
+    rows: list[Row] = []
+    for engine in SIMULATORS:
+        with open_simulator(engine, program) as device:
+            machine: Any = device
+            _trainer(device, program, graph)
+            note(f"running {engine}")
+            # The program alone: what the host does in between is not what is measured.
+            cycles, seconds = 0, 0.0
+            while seconds < args.seconds:
+                device.start(program.entry(TRAIN))
+                first, begun = machine.cycles, time.perf_counter()
+                device.wait()
+                seconds += time.perf_counter() - begun
+                cycles += machine.cycles - first
+        rows.append(
+            {
+                "name": engine,
+                "array": program.config.array,
+                "cycles": cycles,
+                "seconds": seconds,
+                "cycles_per_second": cycles / seconds,
+            }
+        )
+    ratio = rows[0]["cycles_per_second"] / rows[1]["cycles_per_second"]
+    for line in rows:
+        line["ratio"] = line["cycles_per_second"] / rows[1]["cycles_per_second"]
+    write_json(args.json, rows)
+    columns = ("engine", "array", "cycles", "seconds", "cycles/s", "times pysim")
+    print_table("speed of the simulation", columns, [list(line.values()) for line in rows])
+    print(f"cxxrtl simulates {ratio:,.0f} times as many cycles a second as pysim")
+    return 0
