@@ -140,7 +140,7 @@ class Config:
 
     def to_dict(self) -> dict[str, Any]:
         """All parameters, without the name."""
-        values = dataclasses.asdict(self)
+        values: dict[str, Any] = dataclasses.asdict(self)
         del values["name"]
         values["regions"] = list(self.regions)
         return values
@@ -166,7 +166,7 @@ def parse_array(text: str) -> tuple[int, int]:
         Where the text is not RxC with R and C out of 2, 4, 8, 16.
     """
     parts = text.lower().split("x")
-    if len(parts) != 2 or not all(part.isdigit() and int(part) in ARRAY_SIZES for part in parts):
+    if len(parts) != 2 or not all(part.isascii() and part.isdigit() and int(part) in ARRAY_SIZES for part in parts):
         raise ConfigError(
             f"array {text!r} is not RxC with R and C out of {ARRAY_SIZES}; for example 8x8"
         )
@@ -174,9 +174,9 @@ def parse_array(text: str) -> tuple[int, int]:
 
 
 def simulation_config(array: str = "8x8", *, regions: Sequence[int] | None = None) -> Config:
-    """The generous machine used for simulations: block RAM, three regions, C lanes."""
+    """The generous machine used for simulations: block RAM, four regions, C lanes."""
     rows, cols = parse_array(array)
-    chosen = tuple(regions) if regions is not None else (1 << 19, 1 << 20, 1 << 20)
+    chosen = tuple(regions) if regions is not None else (1 << 17, 1 << 17, 1 << 17, 1 << 16)
     return Config(rows=rows, cols=cols, regions=chosen, name=f"simulation-{array}")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from gradiron.arch.config import Config
+
 HAZARD = 4
 """Advances between two visits of one accumulator row: read, register, add, write."""
 
@@ -47,3 +49,17 @@ PREPARE_CYCLES = 6
 """Before an MM or LOSS: exponents are read, shift amounts and the random key computed."""
 POST_CYCLES = 3
 """After an MM or LOSS: saturations are counted, the exponent and its tracker written."""
+
+LOSS_QUOTIENT_BITS = 16
+LOSS_LOG_CYCLES = 13
+"""Cycles of a loss between the last probability of a sample and the end of its row."""
+
+
+def loss_divider_bits(config: Config) -> int:
+    """Quotient bits per cycle of the divider: small machines have the small one."""
+    return 1 if config.lanes <= 2 else 2
+
+
+def loss_divider_cycles(config: Config) -> int:
+    """Cycles per division: one to load, then the quotient."""
+    return 1 + LOSS_QUOTIENT_BITS // loss_divider_bits(config)
