@@ -1,7 +1,7 @@
 """`gradiron bench`: cycles by the hardware's own counters.
 
-A row has the keys name, pass, shape, array, macs, cycles, mac_per_cycle and utilisation. The shape of
-a product is MxNxK, where K is the length of the reduction.
+A row has the keys name, pass, shape, array, macs, cycles, mac_per_cycle and utilisation. The shape
+of a product is MxNxK, where K is the length of the reduction.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from importlib import import_module
 from typing import Any
 
@@ -57,7 +58,9 @@ def plan(args: argparse.Namespace) -> int:
     cycles = model_cycles(program)
     macs = program.macs(TRAIN) if TRAIN in program.entries else 0
     milliseconds = None if cycles is None else cycles / (1e3 * args.clock)
-    result = {
+    regions = [dataclasses.asdict(use) for use in found.regions()]
+    tensors = found.table()
+    result: dict[str, Any] = {
         "model": graph.name,
         "board": args.board,
         "array": program.config.array,
@@ -72,32 +75,19 @@ def plan(args: argparse.Namespace) -> int:
         "mac_per_cycle": None if not cycles else macs / cycles,
         "clock_mhz": args.clock,
         "milliseconds": milliseconds,
-        "regions": [
-            {
-                "region": use.region,
-                "size": use.size,
-                "tensors": use.tensors,
-                "shared": use.shared,
-                "used": use.used,
-                "gaps": use.gaps,
-                "free": use.free,
-            }
-            for use in found.regions()
-        ],
-        "tensors": found.table(),
+        "regions": regions,
+        "tensors": tensors,
     }
     write_json(args.json, result)
-    tensors = [list(row.values()) for row in result["tensors"]]
     print_table(
         f"{graph} at batch {batch} on {args.board}, {program.config.array}",
         ("tensor", "kind", "region", "offset", "bytes", "first use", "last use"),
-        tensors,
+        [list(row.values()) for row in tensors],
     )
-    regions = [list(row.values()) for row in result["regions"]]
     print_table(
         "regions (bytes)",
         ("region", "size", "tensors", "shared", "used", "gaps", "free"),
-        regions,
+        [list(row.values()) for row in regions],
     )
     print(f"memory: {found.used:,} bytes of {program.config.memory_bytes:,}")
     print(f"program: {len(program.words):,} words of {program.config.program_words:,}")
