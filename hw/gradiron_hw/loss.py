@@ -18,7 +18,7 @@ start of a row has to be remembered.
 
 from __future__ import annotations
 
-from amaranth.hdl import Cat, Const, Elaboratable, Module, Mux, Signal
+from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value
 from amaranth.lib import wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
@@ -55,8 +55,8 @@ class LossUnit(wiring.Component):
     labels ADDRESS_RANGE, then LABEL_RANGE, before anything is written; ADDRESS_RANGE for the rest.
 
     At most one of `rd_en` and `wr_en` is high. `rd_data` must have the byte in the cycle after
-    `rd_en`. `rd_oor` and `wr_oor` say in the very cycle of an access that the address lies outside its
-    region; the memory itself suppresses the access.
+    `rd_en`. `rd_oor` and `wr_oor` say in the very cycle of an access that the address lies outside
+    its region; the memory itself suppresses the access.
 
     Parameters
     ----------
@@ -140,7 +140,7 @@ class LossUnit(wiring.Component):
         """The machine."""
         return self._config
 
-    def elaborate(self, platform: object) -> Elaboratable:
+    def elaborate(self, platform: object) -> Module:
         m = Module()
         config = self.config
         divider_bits = loss_divider_bits(config)
@@ -284,9 +284,7 @@ class LossUnit(wiring.Component):
                 ~last_column
                 & ((low & ~check & ~last_sample) | (high & ~check) | (label & ~largest))
             ),
-            self.wr_en.eq(
-                (valid & (write_high | write_low)) | put | (finish & self.predict)
-            ),
+            self.wr_en.eq((valid & (write_high | write_low)) | put | (finish & self.predict)),
         ]
 
         # --- errors -----------------------------------------------------------------------------
@@ -378,9 +376,9 @@ class LossUnit(wiring.Component):
 
         remainder = Signal(SUM_BITS + 1, reset_less=True)
         word = Signal(16, reset_less=True)  # quotient, later p
-        stage = remainder
-        bits = []
-        first = None
+        stage: Value = remainder
+        stages: list[Value] = []
+        bits: list[Value] = []
         for index in range(divider_bits):
             # Without the carry the difference from 0 is the complement of the sum: the logarithm's.
             carry = ~loaded if index == 0 else Const(1, 1)
@@ -391,23 +389,19 @@ class LossUnit(wiring.Component):
                 taken.eq(Mux(logarithm, loaded, trial[-1])),
             ]
             stage = Cat(Const(0, 1), Mux(taken, trial[1:-1], stage)[:-1])
+            stages.append(stage)
             bits.append(taken)
-            first = stage if first is None else first
         # The remainder is 0 before an exponential is loaded: the load needs no multiplexer.
         with m.If(divided | row_divided):
             m.d.sync += remainder.eq(0)
         with m.Elif(~logarithm | loaded | remainder[-1]):
-            m.d.sync += remainder.eq(Mux(logarithm, first, stage) | e)
-        with m.If(row_divided):
-            m.d.sync += word.eq(0)
-        with m.Elif(divide):
-            with m.If(~write_high):
-                m.d.sync += word.eq(Cat(*reversed(bits), word))
-        with m.Else():
-            with m.If(high):
-                m.d.sync += word[:8].eq(self.rd_data)
-            with m.If(label):
-                m.d.sync += word[8:].eq(self.rd_data)
+            m.d.sync += remainder.eq(Mux(logarithm, stages[0], stage) | e)
+        with m.If(~divide & high):
+            m.d.sync += word[:8].eq(self.rd_data)
+        with m.If(~divide & label):
+            m.d.sync += word[8:].eq(self.rd_data)
+        with m.If(divide & ~write_high):
+            m.d.sync += word.eq(Mux(row_divided, 0, Cat(*reversed(bits), word)))
 
         # --- loss -------------------------------------------------------------------------------
         marked = Signal(reset_less=True)  # the element is that of the label
@@ -418,11 +412,15 @@ class LossUnit(wiring.Component):
             m.d.sync += marked_before.eq(marked)
 
         m.submodules.log_rom = log_rom = Memory(
-            shape=8, depth=64, init=[LOG_ROM[63 - a] for a in range(64)], attrs={"rom_style": "block"}
+            shape=8,
+            depth=64,
+            init=[LOG_ROM[63 - a] for a in range(64)],
+            attrs={"rom_style": "block"},
         )
         fraction = log_rom.read_port()
         m.d.comb += fraction.addr.eq(remainder[-7:-1])
-        leading = Signal(range(LEADING + 1), reset_less=True)  # place of the leading one above 2**15
+        # Place of the leading one, above 2**15.
+        leading = Signal(range(LEADING + 1), reset_less=True)
         with m.If(~logarithm & ~finish):
             m.d.sync += leading.eq(LEADING)
         with m.Elif(remainder[-1]):
@@ -445,8 +443,7 @@ class LossUnit(wiring.Component):
             negate.eq(write_low & marked_before),
             tag.eq(negate | (output & marked)),
             addend.eq(
-                (self.rnd_r[:SHIFTS] & above & output.replicate(SHIFTS))
-                | negate.replicate(SHIFTS)
+                (self.rnd_r[:SHIFTS] & above & output.replicate(SHIFTS)) | negate.replicate(SHIFTS)
             ),
             rounded.eq(
                 Cat(word[:15], word[15] ^ tag, tag & ~word[15])
@@ -459,9 +456,7 @@ class LossUnit(wiring.Component):
         with m.If(check):
             m.d.sync += above.eq(0)
         with m.Elif((write_low & valid) | logarithm):
-            m.d.sync += above.eq(
-                above | (above >> 1) | (rounded[7:16] ^ negate.replicate(SHIFTS))
-            )
+            m.d.sync += above.eq(above | (above >> 1) | (rounded[7:16] ^ negate.replicate(SHIFTS)))
         m.d.comb += self.shift.eq(
             Cat(
                 above.xor(),

@@ -7,7 +7,7 @@ alone, so that no tiling, stall or array size can change a bit of a training run
 Ref: G. Marsaglia, "Xorshift RNGs", Journal of Statistical Software 8(14), 2003 (the key).
 """
 
-from amaranth.hdl import Cat, Const, Elaboratable, Module, Mux, Signal, Value
+from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
@@ -24,9 +24,9 @@ BLOCK_ELEMENTS = 16
 class KeyUnit(wiring.Component):
     """Computes the key of a tensor, one xorshift round per cycle.
 
-    With `start` high in cycle t, the rounds are done in cycles t+1 to t+4 (`busy`), and `key` has its
-    new value from cycle t+5 on, until the next start. `seed`, `step` and `tensor` must be stable in
-    cycles t+1 to t+4. A `start` while the unit is busy begins again.
+    With `start` high in cycle t, the rounds are done in cycles t+1 to t+4 (`busy`), and `key` has
+    its new value from cycle t+5 on, until the next start. `seed`, `step` and `tensor` must be
+    stable in cycles t+1 to t+4. A `start` while the unit is busy begins again.
 
     Members
     -------
@@ -45,14 +45,15 @@ class KeyUnit(wiring.Component):
     busy: Out(1)
     key: Out(32)
 
-    def elaborate(self, platform: object) -> Elaboratable:
+    def elaborate(self, platform: object) -> Module:
         m = Module()
         turn = Signal(2)
 
         # The tensor number is added to the low bits of a constant and never carries out of them.
         low_bits = 7
         low_mask = (1 << low_bits) - 1
-        assert (KEY_CONSTANTS[2] & low_mask) + 63 <= low_mask and KEY_CONSTANTS[1] == 0
+        assert (KEY_CONSTANTS[2] & low_mask) + 63 <= low_mask
+        assert KEY_CONSTANTS[1] == 0
         tagged = Cat(
             (self.tensor + (KEY_CONSTANTS[2] & low_mask))[:low_bits],
             Const(KEY_CONSTANTS[2] >> low_bits, 32 - low_bits),
@@ -104,9 +105,10 @@ class RandomBlock(wiring.Component):
 
         r[l] = rotate_left(hash16(key, use, (index + l) >> 4), ((index + l) + turn_extra) & 15)
 
-    with `index + l` modulo 2**offset_bits. The numbers of the inputs of one enabled cycle appear after
-    exactly two enabled cycles and stay while `en` is low. `lanes` neighbours lie in at most two
-    blocks of sixteen: both are hashed, and each lane takes the one that it is in. No reset is needed.
+    with `index + l` modulo 2**offset_bits. The numbers of the inputs of one enabled cycle appear
+    after exactly two enabled cycles and stay while `en` is low. `lanes` neighbours lie in at most
+    two blocks of sixteen: both are hashed, and each lane takes the one that it is in. No reset is
+    needed.
 
     Parameters
     ----------
@@ -162,7 +164,7 @@ class RandomBlock(wiring.Component):
         """Width of element numbers."""
         return self._offset_bits
 
-    def elaborate(self, platform: object) -> Elaboratable:
+    def elaborate(self, platform: object) -> Module:
         m = Module()
         lanes = self.lanes
         block = self.index[4:]
