@@ -18,13 +18,14 @@ from gradiron.arch.timing import (
 )
 from gradiron.errors import MachineError
 
-def loss_cycles(n_samples: int, n_classes: int, grad: bool, predict: bool, config: Config) -> int:
-    """Cycles of a LOSS, from the cycle in which the unit's `start` is high, exclusive, to the one in
-    which `done` is high, inclusive.
 
-    Per element 4 for the largest logit, 4 for the sum, D for the division and 5 for the gradient; D =
-    `loss_divider_cycles`. Predictions are written at the end of a row, which is there without them
-    as well.
+def loss_cycles(n_samples: int, n_classes: int, grad: bool, predict: bool, config: Config) -> int:
+    """Cycles of a LOSS, from the cycle in which the unit's `start` is high, exclusive, to the one
+    in which `done` is high, inclusive.
+
+    Per element 4 for the largest logit, 4 for the sum, D for the division and 5 for the gradient;
+    D = `loss_divider_cycles`. Predictions are written at the end of a row, which is there without
+    them as well.
 
     Parameters
     ----------
