@@ -15,6 +15,7 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
 from gradiron.arch.config import Config
+from gradiron_hw.cells import DotPair
 
 
 def array_latency(config: Config) -> int:
@@ -71,6 +72,12 @@ class Transposer(wiring.Component):
 class MacArray(wiring.Component):
     """The cells and the adder tree.
 
+    Parameters
+    ----------
+    config : Config
+    technology : str
+        As for `cells.DotPair`.
+
     Members
     -------
     en : advance of the streamed side
@@ -83,8 +90,8 @@ class MacArray(wiring.Component):
         register
     """
 
-    def __init__(self, config: Config) -> None:
-        self.config = config
+    def __init__(self, config: Config, *, technology: str = "generic") -> None:
+        self.config, self.technology = config, technology
         self.sum_bits = 15 + config.rows.bit_length() - 1
         super().__init__(
             {
@@ -101,33 +108,27 @@ class MacArray(wiring.Component):
     def elaborate(self, platform: object) -> Elaboratable:
         m = Module()
         rows, cols = self.config.rows, self.config.cols
-        x = [Signal(signed(8), name=f"x_{r}") for r in range(rows)]
         behind = [[Signal(8, name=f"behind_{r}_{c}") for c in range(cols)] for r in range(rows)]
-        active = [
-            [Signal(signed(8), name=f"active_{r}_{c}") for c in range(cols)] for r in range(rows)
-        ]
-        with m.If(self.en):
-            for r in range(rows):
-                m.d.sync += x[r].eq(self.x[8 * r : 8 * r + 8])
         with m.If(self.en & self.load):
             for r in range(rows):
                 for c in range(cols):
                     row = behind[r + 1][c] if r + 1 < rows else self.b[8 * c : 8 * c + 8]
                     column = behind[r][c + 1] if c + 1 < cols else self.b[8 * r : 8 * r + 8]
                     m.d.sync += behind[r][c].eq(Mux(self.by_columns, column, row))
-        with m.If(self.en & self.swap):
-            for r in range(rows):
-                for c in range(cols):
-                    m.d.sync += active[r][c].eq(behind[r][c])
         sums: list[Value] = []
         for c in range(cols):
             level: list[Value] = []
-            for r in range(rows):
-                product = Signal(signed(15), name=f"product_{r}_{c}")
-                with m.If(self.en):
-                    m.d.sync += product.eq(x[r] * active[r][c])
-                level.append(product)
-            depth = 0
+            for r in range(0, rows, 2):
+                pair = DotPair(technology=self.technology)
+                m.submodules[f"pair_{r}_{c}"] = pair
+                m.d.comb += [
+                    pair.en.eq(self.en),
+                    pair.swap.eq(self.swap),
+                    pair.x.eq(self.x[8 * r : 8 * r + 16]),
+                    pair.w.eq(Cat(behind[r][c], behind[r + 1][c])),
+                ]
+                level.append(pair.o)
+            depth = 1
             while len(level) > 1:
                 following: list[Value] = []
                 for i in range(0, len(level), 2):

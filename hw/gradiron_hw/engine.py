@@ -23,6 +23,12 @@ from gradiron_hw.stream import Stream, row_tag
 class ProductEngine(wiring.Component):
     """Stream, transposer, array and accumulators.
 
+    Parameters
+    ----------
+    config : Config
+    technology : str
+        As for `cells.DotPair`.
+
     Members
     -------
     d, start, clear, advance, shift, serial, a, b : as in `Stream`
@@ -36,8 +42,8 @@ class ProductEngine(wiring.Component):
     row : C int32 of the row whose sum was formed last
     """
 
-    def __init__(self, config: Config) -> None:
-        self.config = config
+    def __init__(self, config: Config, *, technology: str = "generic") -> None:
+        self.config, self.technology = config, technology
         super().__init__(
             {
                 "d": In(bundle(config)),
@@ -65,7 +71,7 @@ class ProductEngine(wiring.Component):
         rows, cols = config.rows, config.cols
         m.submodules.stream = stream = Stream(config)
         m.submodules.transposer = transposer = Transposer(config)
-        m.submodules.array = array = MacArray(config)
+        m.submodules.array = array = MacArray(config, technology=self.technology)
         wiring.connect(m, wiring.flipped(self.a), stream.a)
         wiring.connect(m, wiring.flipped(self.b), stream.b)
         transposed = self.d.mm.transposed
@@ -147,14 +153,14 @@ class ProductEngine(wiring.Component):
                 addresses[0].eq(position),
                 addresses[1].eq(addresses[0]),
                 addresses[2].eq(addresses[1]),
-                held.eq(read.data),
+                held.eq(Mux(tags[latency - 1].first, 0, read.data)),
             ]
             width = array.sum_bits
             for c in range(cols):
                 part = Signal(signed(width), name=f"sum_{c}")
                 m.d.comb += part.eq(array.sums[width * c : width * (c + 1)])
                 m.d.sync += total[32 * c : 32 * c + 32].eq(
-                    Mux(tags[latency].first, 0, held[32 * c : 32 * c + 32].as_signed()) + part
+                    held[32 * c : 32 * c + 32].as_signed() + part
                 )
         if latency < 2:
             raise AssertionError("the accumulator is read two stages ahead")
