@@ -52,7 +52,8 @@ class LossUnit(wiring.Component):
     `gradiron.cycles.loss_cycles(...)` cycles after `start`. `error` is high in the cycle after the
     one that failed, and from then on nothing is accessed. In the order in which they are
     found: OPERAND_RANGE where N_C is above `MAX_CLASSES`, in the cycle after `start`; for the
-    labels ADDRESS_RANGE, then LABEL_RANGE, before anything is written; ADDRESS_RANGE for the rest.
+    labels ADDRESS_RANGE, then LABEL_RANGE, before anything is written; ADDRESS_RANGE for the rest,
+    also where there are 2**(config.offset_bits - 1) elements or more.
 
     At most one of `rd_en` and `wr_en` is high. `rd_data` must have the byte in the cycle after
     `rd_en`. `rd_oor` and `wr_oor` say in the very cycle of an access that the address lies outside
@@ -303,7 +304,10 @@ class LossUnit(wiring.Component):
         bad = Signal()
         m.d.comb += [
             begin.eq(self.start & ~too_many),
-            bad_address.eq((self.rd_en & self.rd_oor) | (self.wr_en & self.wr_oor)),
+            # Elements that fill the largest region to its end are one too many.
+            bad_address.eq(
+                (self.rd_en & self.rd_oor) | (self.wr_en & self.wr_oor) | (largest & element[-1])
+            ),
             bad.eq(bad_address | (check & pass_end & bad_label)),
         ]
         m.d.sync += [

@@ -15,7 +15,7 @@ from amaranth.lib.wiring import In, Out
 from amaranth.sim import Simulator
 
 from gradiron.arch import numerics
-from gradiron.arch.config import Config
+from gradiron.arch.config import REGION_SHIFT, Config
 from gradiron.arch.isa import ErrorCause, make_address
 from gradiron.arch.numerics import Use
 from gradiron.cycles import loss_cycles
@@ -27,19 +27,19 @@ POISON = 0xA7
 Bytes = npt.NDArray[np.uint8]
 
 
-def config(lanes: int) -> Config:
-    return Config(rows=4, cols=4, regions=(REGION, REGION), lanes=lanes)
+def config(lanes: int, regions: tuple[int, ...] = (REGION, REGION)) -> Config:
+    return Config(rows=4, cols=4, regions=regions, lanes=lanes)
 
 
 class Bench(wiring.Component):
-    """The unit with a single-ported memory of two regions and the shared random numbers."""
+    """The unit with a single-ported memory of equal regions and the shared random numbers."""
 
     key: In(32)
     accesses: Out(16)
 
     def __init__(self, config: Config) -> None:
         self.dut = LossUnit(config)
-        self.memory = Memory(shape=8, depth=2 * REGION, init=[])
+        self.memory = Memory(shape=8, depth=config.memory_bytes, init=[])
         super().__init__()
 
     def elaborate(self, platform: object) -> Module:
@@ -49,14 +49,16 @@ class Bench(wiring.Component):
         m.submodules.random = block = RandomBlock(lanes=1, offset_bits=self.dut.config.offset_bits)
         read, write = self.memory.read_port(), self.memory.write_port()
         oor, was_read = Signal(), Signal()
-        address = Cat(dut.rd_addr[: REGION.bit_length() - 1], dut.rd_addr[22])
+        regions = self.dut.config.regions
+        offset, region = dut.rd_addr[:REGION_SHIFT], dut.rd_addr[REGION_SHIFT:]
+        address = Cat(offset[: regions[0].bit_length() - 1], region)
         m.d.comb += [
-            oor.eq((dut.rd_addr[:22] >= REGION) | dut.rd_addr[23]),
+            oor.eq((offset >= regions[0]) | (region >= len(regions))),
             dut.rd_oor.eq(oor),
             dut.wr_oor.eq(oor),
-            read.addr.eq(address),
+            read.addr.eq(address[: len(read.addr)]),
             read.en.eq(dut.rd_en & ~oor),
-            write.addr.eq(address),
+            write.addr.eq(address[: len(write.addr)]),
             write.en.eq(dut.wr_en & ~oor),
             write.data.eq(dut.wr_data),
             # What the unit takes later than in the next cycle is rubbish.
@@ -153,8 +155,8 @@ class Case:
 class Runner:
     """Runs cases on one unit, in one simulation."""
 
-    def __init__(self, lanes: int) -> None:
-        self.config = config(lanes)
+    def __init__(self, lanes: int, **changes: Any) -> None:
+        self.config = config(lanes, **changes)
         self.bench = Bench(self.config)
         assert self.bench.dut.config is self.config
         self.now = np.zeros(2 * REGION, np.uint8)
@@ -374,6 +376,22 @@ def test_addresses_out_of_their_region_stop_the_unit() -> None:
         await runner.succeeds(case)
 
     Runner(4).run(test)
+
+
+def test_elements_that_reach_half_the_offsets_are_too_many() -> None:
+    async def test(runner: Runner) -> None:
+        runner.set(z_hi=0, z_lo=make_address(1, 0), predictions=make_address(2, 0), predict=1)
+        for samples, classes in ((2, 1024), (23, 89)):
+            runner.set(start=1, n_samples=samples, n_classes=classes)
+            await runner.ctx.tick()
+            runner.set(start=0)
+            if samples * classes < 2048:
+                await runner.until("done", 10000)
+            else:
+                await runner.until("error", 10000)
+                assert runner.get("cause") == ErrorCause.ADDRESS_RANGE
+
+    Runner(4, regions=(2048,) * 3).run(test)
 
 
 def test_clear_stops_the_unit_in_every_pass() -> None:
