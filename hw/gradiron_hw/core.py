@@ -55,7 +55,8 @@ class Core(wiring.Component):
     Members
     -------
     req_valid, req_ready, req_space, req_addr, req_write, req_size, req_data : request
-        Space as `isa.Space`. Memory: byte address and 1 to min(4, S) bytes; others: word number.
+        Space as `isa.Space`. Memory: byte address, a multiple of the 1, 2 or 4
+        (at most S) bytes; others: word number.
     rsp_valid, rsp_data, rsp_error : response
         `rsp_error`: out of range, or an access to a memory while a program runs.
     state : MachineState
@@ -101,7 +102,7 @@ class Core(wiring.Component):
         bits, size = config.offset_bits, config.word_bytes
         single = config.single_port
         m.submodules.decoder = decoder = Decoder(config)
-        m.submodules.engine = engine = ProductEngine(config)
+        m.submodules.engine = engine = ProductEngine(config, technology=self.technology)
         m.submodules.vector = vector = VectorPath(config)
         m.submodules.scalar = scalar = ScalarUnit(config)
         m.submodules.loss = loss = LossUnit(config)
@@ -318,7 +319,10 @@ class Core(wiring.Component):
             scalar.is_loss.eq(is_loss),
             scalar.loss_grad.eq(loss_grad),
             scalar.largest.eq(vector.largest),
-            scalar.saturations.eq(Mux(is_loss, loss.saturations, vector.saturations)),
+            # Without a gradient the loss unit keeps the count of the last one.
+            scalar.saturations.eq(
+                Mux(is_loss, Mux(loss_grad, loss.saturations, 0), vector.saturations)
+            ),
             scalar.loss_shift.eq(loss.shift),
             key.seed.eq(seed),
             key.step.eq(step),
@@ -386,11 +390,26 @@ class Core(wiring.Component):
                 w.mask.eq(host_mask),
                 w.data.eq(self.req_data),
             ]
+        bytes_read: Value = u.data
+        if config.lane_bytes == 2:
+            # LOSS and the host may address a byte in the upper half of a lane.
+            odd, odd_q = Signal(), Signal()
+            m.d.comb += odd.eq(Mux(in_run, loss.rd_addr[0], host_address[0]))
+            m.d.sync += odd_q.eq(odd)
+            with m.If(odd & ~running_mm):
+                m.d.comb += [
+                    u.offset[0].eq(0),
+                    u.mask.eq(Mux(in_run, 2, host_mask << 1)),
+                    w.offset[0].eq(0),
+                    w.mask.eq(Mux(in_run, 2, host_mask << 1)),
+                    w.data.eq(Mux(in_run, loss.wr_data, self.req_data) << 8),
+                ]
+            bytes_read = Mux(odd_q, u.data >> 8, u.data)
         m.d.comb += [
             vector.u.data.eq(u.data),
             vector.u.oor.eq(u.oor),
             vector.w.oor.eq(w.oor),
-            loss.rd_data.eq(u.data[:8]),
+            loss.rd_data.eq(bytes_read),
             loss.rd_oor.eq(u.oor),
             loss.wr_oor.eq(w.oor),
         ]
@@ -474,7 +493,7 @@ class Core(wiring.Component):
             with m.Case(Space.CSR):
                 m.d.comb += self.rsp_data.eq(csr_q)
             with m.Case(Space.MEMORY):
-                m.d.comb += self.rsp_data.eq(u.data)
+                m.d.comb += self.rsp_data.eq(bytes_read)
             with m.Case(Space.PROGRAM):
                 m.d.comb += self.rsp_data.eq(fetch.data)
             with m.Case(Space.EXPONENTS):
