@@ -24,18 +24,63 @@ class Case:
     rate: int = 0
     text: str = ""
 
-    def load(self, device: Device) -> None:
-        """Bring a device to the state before the program."""
+    def load(self, device: Device, *, fill: bool = True) -> None:
+        """Bring a device to the state before the program.
+
+        Parameters
+        ----------
+        device : Device
+        fill : bool
+            Whether all of memory gets a pattern first, in which a stray access shows, and all
+            exponents and saturation counts a known value.
+        """
+        config = device.config
         device.reset()
         device.write_program(self.words)
+        if fill:
+            rng = np.random.default_rng(self.seed)
+            for region, size in enumerate(config.regions):
+                device.write_memory(config.region_base(region), rng.bytes(size))
+            for tensor in range(64):
+                device.write_exponent(tensor, tensor - 40, tensor - 20, tensor % 8)
+                device.write_saturations(tensor, 3 * tensor)
         for address, content in self.memory:
             device.write_memory(address, content)
         for tensor, (exponent, tracker, low) in self.exponents.items():
             device.write_exponent(tensor, exponent, tracker, low)
+        device.clear_counters()
         device.write_csr("MODE", 0)
         device.write_csr("SEED", self.seed)
         device.write_csr("STEP", self.step)
         device.write_csr("RATE", self.rate)
+
+
+@dataclass
+class Piece:
+    """One instruction of a program, and what it needs."""
+
+    name: str
+    sets: dict[str, int]
+    fields: dict[str, int]
+    memory: list[tuple[int, bytes]] = field(default_factory=list)
+    exponents: dict[int, tuple[int, int, int]] = field(default_factory=dict)
+
+    def split(self, columns: int) -> tuple[Piece, Piece]:
+        """An MM as two, of which the first has so many columns; the last keeps the tracker."""
+        left, right = dict(self.sets), dict(self.sets)
+        left["N_C"] = columns
+        right["N_C"] -= columns
+        right["B_BASE"] += columns * (self.sets["B_R"] if self.fields["b"] else 1)
+        right["O_OFF"] += columns
+        for name in ("BIAS", "V_BIAS"):
+            if name in right:
+                right[name] += 4 * columns
+        first = Piece("MM", left, {**self.fields, "track": 0}, self.memory, self.exponents)
+        return first, Piece("MM", right, self.fields)
+
+
+class NoRoom(ValueError):
+    """The tensors of a random program do not fit the memory."""
 
 
 class Allocator:
@@ -44,6 +89,10 @@ class Allocator:
     def __init__(self, config: Config, rng: np.random.Generator) -> None:
         self.config, self.rng = config, rng
         self.used: list[tuple[int, int, int]] = []
+        self.results: list[tuple[int, int]] = []
+        """Results that may be operands of later instructions: address and size."""
+        self.logits: list[tuple[int, int, int, int]] = []
+        """Dense logits: addresses of both planes, samples and classes."""
 
     def place(self, size: int, region: int | None = None) -> int:
         """An address with `size` free bytes behind it."""
@@ -59,7 +108,15 @@ class Allocator:
             if all(r != q or low + size <= a or low >= b for q, a, b in self.used):
                 self.used.append((r, low, low + size))
                 return isa.make_address(r, low)
-        raise ValueError("no room")
+        raise NoRoom
+
+    def operand(self, size: int) -> tuple[int, list[tuple[int, bytes]]]:
+        """The address of an operand, perhaps an earlier result, and what must be written to it."""
+        enough = [address for address, room in self.results if room >= size]
+        if enough and self.rng.random() < 0.6:
+            return int(self.rng.choice(enough)), []
+        address = self.place(size)
+        return address, [(address, _bytes(self.rng, size))]
 
 
 def _bytes(rng: np.random.Generator, size: int) -> bytes:
@@ -75,6 +132,27 @@ def random_product(
     kind: Out | None = None,
     transposed: bool | None = None,
 ) -> Case:
+    """A program of one MM with random descriptors that the limits allow.
+
+    Raises
+    ------
+    NoRoom
+        Where it does not fit.
+    """
+    place = Allocator(config, rng)
+    piece = product(config, rng, place, largest=largest, kind=kind, transposed=transposed)
+    return assemble(config, rng, [piece])
+
+
+def product(
+    config: Config,
+    rng: np.random.Generator,
+    place: Allocator,
+    *,
+    largest: int = 24,
+    kind: Out | None = None,
+    transposed: bool | None = None,
+) -> Piece:
     """An MM with random descriptors that the limits allow."""
     if kind is None:
         kinds = [Out.INT8, Out.INT8, Out.INT8, Out.LOGITS, Out.MASTER, Out.MASTER, Out.INT8_WEIGHTS]
@@ -119,12 +197,11 @@ def random_product(
             continue
         break
 
-    place = Allocator(config, rng)
-    case = Case([])
-    sets: dict[str, int] = {}
+    case = Piece("MM", {}, {})
+    sets = case.sets
     size_a = n * h * w * channels
-    a = place.place(size_a)
-    case.memory.append((a, _bytes(rng, size_a)))
+    a, content = place.operand(size_a)
+    case.memory += content
     pitch = w * channels
     if conv:
         sets |= {
@@ -158,8 +235,8 @@ def random_product(
     pitch_b = even(reduce if by_columns else columns)
     rows_b = columns if by_columns else (pixels if transposed else reduce)
     size_b = rows_b * pitch_b
-    b = place.place(size_b)
-    case.memory.append((b, _bytes(rng, size_b)))
+    b, content = place.operand(size_b)
+    case.memory += content
     sets |= {"B_BASE": b, "B_R": pitch_b}
     if not transposed:
         if by_columns:
@@ -167,7 +244,7 @@ def random_product(
         else:
             sets |= {"B_TX": taps[2] * pitch_b, "B_TY": taps[1] * taps[2] * pitch_b}
         if (sets["B_TX"] % align) or (sets["B_TY"] % align):
-            return random_product(config, rng, largest=largest, kind=kind)
+            return product(config, rng, place, largest=largest, kind=kind)
     rows_o = reduce if transposed else pixels
     pitch_o = even(columns)
     first = int(rng.integers(0, 40)) // align * align
@@ -215,8 +292,6 @@ def random_product(
         tb: (eb, eb, 0),
         to: (eo, max(-64, min(63, near)), int(rng.integers(8))),
     }
-    case.seed, case.step = (int(v) for v in rng.integers(0, 2**32, 2))
-    case.rate = int(rng.integers(-2, 8))
     rounding = 2 if update else 0 if kind == Out.LOGITS else int(rng.integers(3))
     fields = {
         "pass": int(rng.integers(4)),
@@ -229,11 +304,127 @@ def random_product(
         "mask": int(mask),
         "track": int(kind == Out.INT8 and rng.random() < 0.6),
     }
-    if fields["bias"] and transposed and kind == Out.INT8:
-        fields["bias"] = 0
-    case.words = [isa.encode_set(k, v, config) for k, v in sets.items()]
-    case.words += [isa.encode("MM", config, **fields), isa.encode("HALT")]
-    case.text = f"MM {fields} {sets}"
+    case.fields = fields
+    if kind == Out.LOGITS:
+        if pitch_o == columns and columns <= 256:
+            place.logits.append((sets["O_BASE"] + first, sets["O_LO"] + first, pixels, columns))
+    else:
+        place.results.append((sets["O_BASE"], size_o))
+    return case
+
+
+def loss(config: Config, rng: np.random.Generator, place: Allocator) -> Piece:
+    """A LOSS of random logits, or of those that an MM of the same program computes."""
+    piece = Piece("LOSS", {}, {})
+    if place.logits and rng.random() < 0.8:
+        high, low, samples, classes = place.logits[int(rng.integers(len(place.logits)))]
+    else:
+        samples, classes = int(rng.integers(1, 10)), int(rng.integers(1, 20))
+        if rng.random() < 0.1:
+            samples, classes = 1, int(rng.integers(200, 257))
+        spread = int(rng.choice([1, 30, 300, 1500, 32767]))
+        centre = int(rng.integers(-32767 + spread, 32768 - spread))
+        z = centre + rng.integers(-spread, spread + 1, (samples, classes))
+        high, low = place.place(z.size), place.place(z.size)
+        piece.memory.append((high, (z >> 8).astype(np.int8).tobytes()))
+        piece.memory.append((low, (z & 255).astype(np.uint8).tobytes()))
+    grad = bool(rng.random() < 0.8)
+    predict = not grad or bool(rng.random() < 0.5)
+    piece.sets |= {"A_BASE": high, "B_BASE": low, "N_X": samples, "N_C": classes}
+    if grad:
+        piece.sets["M_BASE"] = place.place(samples)
+        labels = rng.integers(0, classes, samples).astype(np.uint8)
+        piece.memory.append((piece.sets["M_BASE"], labels.tobytes()))
+        piece.sets["O_BASE"] = place.place(samples * classes)
+        place.results.append((piece.sets["O_BASE"], samples * classes))
+    if predict:
+        piece.sets["P_BASE"] = place.place(samples)
+    tensor = int(rng.integers(64))
+    piece.sets["EXP"] = isa.pack_tensors(*(int(v) for v in rng.integers(64, size=2)), tensor)
+    piece.exponents[tensor] = (int(rng.integers(-20, 9)), int(rng.integers(-20, 9)), 0)
+    piece.fields = {"pass": int(rng.integers(4)), "grad": int(grad), "predict": int(predict)}
+    return piece
+
+
+def random_loss(config: Config, rng: np.random.Generator) -> Case:
+    """A program of one LOSS.
+
+    Raises
+    ------
+    NoRoom
+        Where it does not fit.
+    """
+    return assemble(config, rng, [loss(config, rng, Allocator(config, rng))])
+
+
+def random_sequence(config: Config, rng: np.random.Generator, *, largest: int = 12) -> Case:
+    """A program of several products and losses that work on each other's results.
+
+    Some products are divided into several instructions; STEPs and loops, one inside the other, are
+    strewn in.
+
+    Raises
+    ------
+    NoRoom
+        Where it does not fit.
+    """
+    place = Allocator(config, rng)
+    pieces: list[Piece] = []
+    for _ in range(int(rng.integers(2, 6))):
+        if rng.random() < 0.25:
+            pieces.append(loss(config, rng, place))
+            continue
+        piece = product(config, rng, place, largest=largest)
+        while piece.sets["N_C"] > 2 and rng.random() < 0.5:
+            columns = int(rng.integers(1, piece.sets["N_C"] // 2 + 1)) * config.lane_bytes
+            if columns >= piece.sets["N_C"]:
+                break
+            first, piece = piece.split(columns)
+            pieces.append(first)
+        pieces.append(piece)
+    return assemble(config, rng, pieces, loops=True)
+
+
+def assemble(
+    config: Config, rng: np.random.Generator, pieces: list[Piece], *, loops: bool = False
+) -> Case:
+    """A program of these pieces, perhaps with loops."""
+    case = Case([])
+    case.seed, case.step = (int(v) for v in rng.integers(0, 2**32, 2))
+    case.rate = int(rng.integers(-2, 8))
+    known = {register.name: register.reset for register in isa.REGISTERS}
+    text: list[str] = []
+    depth = 0
+
+    def put(name: str, **fields: int) -> None:
+        case.words.append(isa.encode(name, config, **fields))
+        text.append(f"{name} {fields or ''}")
+
+    for piece in pieces:
+        if loops and depth < isa.LOOP_DEPTH and rng.random() < 0.3:
+            put("LOOP", count=int(rng.integers(1, 4)))
+            # A body begins with other values of the registers the next time.
+            known.clear()
+            depth += 1
+        for name, value in piece.sets.items():
+            if known.get(name) != value:
+                case.words.append(isa.encode_set(name, value, config))
+                text.append(f"SET {name} {value}")
+                known[name] = value
+        put(piece.name, **piece.fields)
+        case.memory += piece.memory
+        case.exponents |= piece.exponents
+        if loops and rng.random() < 0.3:
+            put("STEP")
+        while depth and rng.random() < 0.4:
+            put("ENDLOOP")
+            depth -= 1
+    for _ in range(depth):
+        put("ENDLOOP")
+    put("HALT")
+    if len(case.words) > config.program_words:
+        raise NoRoom
+    case.text = "\n".join(text)
     return case
 
 
@@ -266,7 +457,8 @@ def differences(a: dict[str, object], b: dict[str, object]) -> list[str]:
                 f"{key}: {len(where)} bytes, first at {where[0]}: {x[where[0]]} and {y[where[0]]}"
             )
         elif isinstance(left, list):
-            found += [f"{key} {i}: {x} and {y}" for i, (x, y) in enumerate(zip(left, right)) if x != y]
+            pairs = enumerate(zip(left, right, strict=True))
+            found += [f"{key} {i}: {x} and {y}" for i, (x, y) in pairs if x != y]
         else:
             found.append(f"{key}: {left} and {right}")
     return found
