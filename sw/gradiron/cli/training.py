@@ -67,7 +67,7 @@ def add_train(commands: Any) -> None:
         description="Trains a network. After every epoch its state is kept in a file, from which "
         "an interrupted run goes on to the same bits.",
         epilog="Result (--json): accuracy, accuracy_float32, bit_exact (null where not compared), "
-        "mismatches, steps, cycles (of all training steps; on the golden model by the cycle model), "
+        "mismatches, steps, cycles (of all steps; on the golden model by the cycle model), "
         "weights_sha256, engine, seconds, and more.",
     )
     parser.add_argument(
