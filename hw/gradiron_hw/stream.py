@@ -113,8 +113,8 @@ class Stream(wiring.Component):
         m.d.comb += [
             j_next.eq(j + rows),
             j_more.eq(j_next < r.N_J),
-            kx_more.eq(kx + 1 < r.N_TX),
-            ky_more.eq(ky + 1 < r.N_TY),
+            kx_more.eq((kx + 1)[:8] != r.N_TX),
+            ky_more.eq((ky + 1)[:8] != r.N_TY),
             tap_last.eq(~(j_more | kx_more | ky_more)),
             tap_first.eq((j == 0) & (kx == 0) & (ky == 0)),
         ]
@@ -126,57 +126,77 @@ class Stream(wiring.Component):
             column_more.eq(column + cols < r.N_C),
         ]
 
-        def advance_tap() -> list[object]:
-            """Tap nest to its next position, wrapping at the end."""
-            return [
-                j.eq(Mux(j_more, j_next, 0)),
-                tap_x.eq(
-                    Mux(
-                        j_more,
-                        tap_x + rows,
-                        Mux(kx_more, tap_kx + r.A_TX, 0),
-                    )
-                ),
-                kx.eq(Mux(j_more, kx, Mux(kx_more, kx + 1, 0))),
-                tap_kx.eq(Mux(j_more, tap_kx, Mux(kx_more, tap_kx + r.A_TX, 0))),
-                ky.eq(Mux(j_more | kx_more, ky, Mux(ky_more, ky + 1, 0))),
-                tap_y.eq(Mux(j_more | kx_more, tap_y, Mux(ky_more, tap_y + r.A_TY, 0))),
-            ]
+        # Registers move on strobes of the state machine: a register has few sources that way, and few
+        # multiplexers.
+        begin, tap_step, tile_step, b_strobe = Signal(), Signal(), Signal(), Signal()
+        tap_x_next, tap_kx_next = offset_register("tap_x_next"), offset_register("tap_kx_next")
+        m.d.comb += [
+            tap_kx_next.eq(tap_kx + r.A_TX),
+            tap_x_next.eq(Mux(j_more, tap_x + rows, tap_kx_next)),
+        ]
+        with m.If(tap_step):
+            m.d.sync += [j.eq(j_next), tap_x.eq(tap_x_next)]
+        with m.If(begin | (tap_step & ~j_more)):
+            m.d.sync += j.eq(0)
+        with m.If(begin | (tap_step & ~j_more & ~kx_more)):
+            m.d.sync += tap_x.eq(0)
+        with m.If(tap_step & ~j_more):
+            m.d.sync += [kx.eq(kx + 1), tap_kx.eq(tap_kx_next)]
+        with m.If(begin | (tap_step & ~j_more & ~kx_more)):
+            m.d.sync += [kx.eq(0), tap_kx.eq(0)]
+        with m.If(tap_step & ~j_more & ~kx_more):
+            m.d.sync += [ky.eq(ky + 1), tap_y.eq(tap_y + r.A_TY)]
+        with m.If(begin | (tap_step & tap_last)):
+            m.d.sync += [ky.eq(0), tap_y.eq(0)]
 
         row_step = Signal(signed(bits))  # bytes of R rows, or of R elements of a column
         m.d.comb += row_step.eq(Mux(by_columns, rows, r.B_R << row_bits))
         column_step = Signal(signed(bits))
         m.d.comb += column_step.eq(Mux(by_columns, r.B_R << (cols.bit_length() - 1), cols))
-        b_next, b_kx_next, b_ky_next, b_base_next = (
-            offset_register(n) for n in ("b_next", "b_kx_next", "b_ky_next", "b_base_next")
-        )
+        # The innermost level that moves: its register and those of the levels within take one sum.
+        b_next = offset_register("b_next")
+        b_from, b_step_by = offset_register("b_from"), offset_register("b_step_by")
         within_tap, within_row = Signal(), Signal()  # plain product: next tile in the same kx, ky
+        within_column = Signal()  # next tile in the same columns, but not in the same group
+        wrap = Signal()  # the next tile is another group
         m.d.comb += [
             within_tap.eq(~transposed & j_more),
             within_row.eq(~transposed & (j_more | kx_more)),
-            b_base_next.eq(Mux(group_more, b_base, b_base + column_step)),
-            b_ky_next.eq(Mux(~transposed & ~tap_last, b_ky + r.B_TY, b_base_next)),
-            b_kx_next.eq(Mux(within_row, b_kx + r.B_TX, b_ky_next)),
-            b_next.eq(Mux(within_tap, b_tile + row_step, b_kx_next)),
+            wrap.eq(transposed | tap_last),
+            within_column.eq(wrap & group_more),
         ]
+        with m.If(within_tap):
+            m.d.comb += [b_from.eq(b_tile), b_step_by.eq(row_step)]
+        with m.Elif(within_row):
+            m.d.comb += [b_from.eq(b_kx), b_step_by.eq(r.B_TX)]
+        with m.Elif(~wrap):
+            m.d.comb += [b_from.eq(b_ky), b_step_by.eq(r.B_TY)]
+        with m.Else():
+            m.d.comb += [b_from.eq(b_base), b_step_by.eq(Mux(within_column, 0, column_step))]
+        m.d.comb += b_next.eq(Mux(begin, offset_of(config, r.B_BASE), b_from + b_step_by))
         nest_last = Signal()  # no further tile
         m.d.comb += nest_last.eq(~group_more & ~column_more & (transposed | tap_last))
 
-        def advance_tile() -> list[object]:
-            """Tile nest to its next position."""
-            wrap = Signal(name="tile_wrap")  # the next tile is another group
-            m.d.comb += wrap.eq(transposed | tap_last)
-            return [
-                tile_valid.eq(~nest_last),
-                remaining.eq(
-                    Mux(wrap, Mux(group_more, remaining - group, r.N_P), remaining)
-                ),
-                column.eq(Mux(wrap & ~group_more, column + cols, column)),
-                b_base.eq(Mux(wrap & ~group_more, b_base_next, b_base)),
-                b_ky.eq(Mux(within_row, b_ky, b_ky_next)),
-                b_kx.eq(Mux(within_tap, b_kx, b_kx_next)),
-                b_tile.eq(b_next),
-            ]
+        reload_b = Signal()  # the stationary words of another block begin
+        with m.If(begin | tile_step):
+            m.d.sync += b_tile.eq(b_next)
+            with m.If(begin | ~within_tap):
+                m.d.sync += b_kx.eq(b_next)
+            with m.If(begin | ~within_row):
+                m.d.sync += b_ky.eq(b_next)
+            with m.If(begin | (wrap & ~group_more)):
+                m.d.sync += b_base.eq(b_next)
+            with m.If(begin | wrap):
+                m.d.sync += remaining.eq(
+                    Mux(begin | ~group_more, r.N_P, remaining - group)
+                )
+            m.d.sync += tile_valid.eq(begin | ~nest_last)
+        with m.If(tile_step & wrap & ~group_more):
+            m.d.sync += column.eq(column + cols)
+        with m.If(begin):
+            m.d.sync += column.eq(0)
+        with m.If(b_strobe | reload_b):
+            m.d.sync += b_now.eq(Mux(reload_b, b_next, b_now + r.B_R))
 
         # --- pixels ------------------------------------------------------------------------------------
         pixel = data.StructLayout(
@@ -188,22 +208,54 @@ class Stream(wiring.Component):
                 "image": signed(bits),
             }
         )
-        here, mark, after, origin = (
-            Signal(pixel, name=n) for n in ("here", "mark", "after", "origin")
-        )
+        here, mark, origin, back = (Signal(pixel, name=n) for n in ("here", "mark", "origin", "back"))
+        step_pixel = Signal()  # to the next pixel
+        to_mark, to_origin = Signal(), Signal()  # with priority, the latter first
+        set_mark = Signal()  # the mark takes the pixel that comes now: in the next cycle
+        marking = Signal()
         x_more, y_more = Signal(), Signal()
         m.d.comb += [
             origin.column.eq(r.A_X0),
             origin.row.eq(r.A_Y0),
             origin.image.eq(offset_of(config, r.A_BASE)),
-            x_more.eq(here.x + 1 < r.N_X),
-            y_more.eq(here.y + 1 < r.N_Y),
-            after.x.eq(Mux(x_more, here.x + 1, 0)),
-            after.y.eq(Mux(x_more, here.y, Mux(y_more, here.y + 1, 0))),
-            after.column.eq(Mux(x_more, here.column + r.A_SX, r.A_X0)),
-            after.row.eq(Mux(x_more, here.row, Mux(y_more, here.row + r.A_SY, r.A_Y0))),
-            after.image.eq(Mux(x_more | y_more, here.image, here.image + r.A_SN)),
+            x_more.eq((here.x + 1)[:16] != r.N_X),
+            y_more.eq((here.y + 1)[:12] != r.N_Y),
         ]
+        go_back = Signal()
+        m.d.comb += [
+            go_back.eq(to_origin | to_mark),
+            back.eq(Mux(to_origin, origin, mark)),
+        ]
+        m.d.sync += marking.eq(set_mark)
+        with m.If(marking):
+            m.d.sync += mark.eq(here)
+        # A mark that is still on its way is the pixel itself.
+        with m.If(to_origin | (to_mark & ~marking) | (step_pixel & ~to_mark)):
+            row_ends = ~go_back & ~x_more
+            image_ends = ~go_back & ~x_more & ~y_more
+            m.d.sync += [
+                here.x.eq(Mux(row_ends, 0, Mux(go_back, back.x, here.x + 1))),
+                here.column.eq(
+                    Mux(
+                        to_origin | row_ends,
+                        r.A_X0,
+                        Mux(to_mark, mark.column, here.column + r.A_SX),
+                    )
+                ),
+            ]
+            with m.If(go_back | ~x_more):
+                m.d.sync += [
+                    here.y.eq(Mux(image_ends, 0, Mux(go_back, back.y, here.y + 1))),
+                    here.row.eq(
+                        Mux(
+                            to_origin | image_ends,
+                            r.A_Y0,
+                            Mux(to_mark, mark.row, here.row + r.A_SY),
+                        )
+                    ),
+                ]
+            with m.If(go_back | image_ends):
+                m.d.sync += here.image.eq(Mux(go_back, back.image, here.image + r.A_SN))
 
         # --- the tile that streams now ------------------------------------------------------------------
         a_y, a_x = offset_register("a_y"), offset_register("a_x")
@@ -246,11 +298,8 @@ class Stream(wiring.Component):
             """Issue one stationary word."""
             m.d.comb += g_b.eq(1)
             with m.If(self.advance):
-                m.d.sync += [
-                    b_left.eq(b_left - 1),
-                    b_index.eq(b_index + 1),
-                    b_now.eq(b_now + r.B_R),
-                ]
+                m.d.comb += b_strobe.eq(1)
+                m.d.sync += [b_left.eq(b_left - 1), b_index.eq(b_index + 1)]
 
         def latch_tap() -> list[object]:
             return [a_y.eq(tap_y), a_x.eq(tap_x), a_bytes.eq(tap_bytes)]
@@ -264,26 +313,15 @@ class Stream(wiring.Component):
             m.d.comb += self.busy.eq(~fsm.ongoing("idle"))
             with m.State("idle"):
                 with m.If(self.start):
-                    offset = offset_of(config, r.B_BASE)
+                    m.d.comb += [
+                        begin.eq(1),
+                        reload_b.eq(1),
+                        to_origin.eq(1),
+                        set_mark.eq(1),
+                    ]
                     m.d.sync += [
-                        tile_valid.eq(1),
-                        column.eq(0),
-                        remaining.eq(r.N_P),
-                        b_base.eq(offset),
-                        b_ky.eq(offset),
-                        b_kx.eq(offset),
-                        b_tile.eq(offset),
-                        b_now.eq(offset),
                         b_index.eq(0),
                         b_left.eq(b_count),
-                        ky.eq(0),
-                        kx.eq(0),
-                        j.eq(0),
-                        tap_y.eq(0),
-                        tap_kx.eq(0),
-                        tap_x.eq(0),
-                        here.eq(origin),
-                        mark.eq(origin),
                         a_left.eq(0),
                         gap_left.eq(0),
                         block_row.eq(0),
@@ -312,34 +350,30 @@ class Stream(wiring.Component):
                     with m.If(gap_left != 0):
                         m.d.sync += gap_left.eq(gap_left - 1)
                     with m.If(do_a):
-                        m.d.sync += [a_left.eq(a_left - 1), here.eq(after), swap_due.eq(0)]
+                        m.d.comb += step_pixel.eq(1)
+                        m.d.sync += [a_left.eq(a_left - 1), swap_due.eq(0)]
                     with m.If(done):
                         with m.If(~tile_valid):
                             m.next = "idle"
                         with m.Else():
                             # The nest's tile streams now, and its successor is loaded.
+                            m.d.comb += [tap_step.eq(1), tile_step.eq(1), reload_b.eq(1)]
                             m.d.sync += [
                                 *latch_tap(),
                                 a_left.eq(tile_pixels),
                                 a_first.eq(tap_first),
                                 a_last.eq(tap_last),
                                 swap_due.eq(1),
-                                *advance_tap(),
-                                *advance_tile(),
                                 b_index.eq(0),
-                                b_now.eq(b_next),
                                 b_left.eq(Mux(nest_last, 0, b_count)),
                                 gap_left.eq(Mux(nest_last, 0, HAZARD)),
                             ]
                             with m.If(tap_first):
                                 # A new group goes on where the last one ended; a new column tile
                                 # starts over.
-                                with m.If(remaining == r.N_P):
-                                    m.d.sync += [here.eq(origin), mark.eq(origin)]
-                                with m.Else():
-                                    m.d.sync += mark.eq(Mux(do_a, after, here))
+                                m.d.comb += [to_origin.eq(remaining == r.N_P), set_mark.eq(1)]
                             with m.Else():
-                                m.d.sync += here.eq(mark)
+                                m.d.comb += to_mark.eq(1)
                 leave()
 
             # A transposed tile: its first block of words brings the rows of the tile before it out of
@@ -365,17 +399,14 @@ class Stream(wiring.Component):
                 m.d.comb += done.eq(block_row == rows - 1)
                 with m.If(self.advance):
                     m.d.sync += block_row.eq(Mux(done, 0, block_row + 1))
-                    position = Signal(pixel, name=f"position_{int(first)}")
-                    m.d.comb += position.eq(Mux(valid, after, here))
-                    m.d.sync += here.eq(position)
+                    m.d.comb += step_pixel.eq(valid)
                     with m.If(done):
-                        m.d.sync += advance_tap()
-                        with m.If(tap_last):
-                            m.d.sync += mark.eq(position)
-                            with m.If(~group_more):
-                                m.d.sync += [here.eq(origin), mark.eq(origin)]
-                        with m.Else():
-                            m.d.sync += here.eq(mark)
+                        m.d.comb += [
+                            tap_step.eq(1),
+                            set_mark.eq(tap_last),
+                            to_origin.eq(tap_last & ~group_more),
+                            to_mark.eq(~tap_last),
+                        ]
                 return done
 
             a_y_now, a_x_now = offset_register("a_y_now"), offset_register("a_x_now")
@@ -384,13 +415,8 @@ class Stream(wiring.Component):
 
             def next_tile() -> None:
                 """After the last block of a tile."""
-                m.d.sync += [
-                    *advance_tile(),
-                    b_index.eq(0),
-                    b_left.eq(rows),
-                ]
-                with m.If(~group_more):
-                    m.d.sync += b_now.eq(b_base_next)
+                m.d.comb += [tile_step.eq(1), reload_b.eq(~group_more)]
+                m.d.sync += [b_index.eq(0), b_left.eq(rows)]
                 with m.If(nest_last):
                     m.next = "flush"
                 with m.Else():
