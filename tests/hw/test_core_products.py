@@ -1,7 +1,7 @@
 """Random programs: the hardware computes what the golden model computes, to the bit.
 
-A program that fails is run again instruction by instruction, so that the message names its seed, the
-first instruction with another outcome, and the element.
+A program that fails is run again instruction by instruction, so that the message names its seed,
+the first instruction with another outcome, and the element.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def test_random_programs(config: Config, kind: str) -> None:
 
 @pytest.mark.long
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("config", (*QUICK, *SLOW), ids=name_of)
+@pytest.mark.parametrize("config", [*QUICK, *SLOW], ids=name_of)
 def test_many_random_programs(config: Config, kind: str) -> None:
     for seed, case in cases(config, KINDS[kind], 1000, 400 if kind == "product" else 200):
         check(golden(config), simulated(config), case, seed)
