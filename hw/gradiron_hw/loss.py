@@ -437,30 +437,35 @@ class LossUnit(wiring.Component):
             m.d.sync += self.loss.eq(self.loss + part)
 
         # --- gradient ---------------------------------------------------------------------------
-        # One adder rounds (g + random) and negates the label's g (g - 1, complemented).
-        tag, negate = Signal(), Signal()
+        # One adder rounds, p + random, and negates for the label's |g| = 32768 - p, as the
+        # complement of p - 1. What else the label takes off g concerns two bits, after the
+        # register.
+        negate = Signal()
+        negated = Signal(reset_less=True)
+        measured = Signal(reset_less=True)
         # Bit k: some |g| is at least 2**(k + 7). In the end also the mask of the shift.
         above = Signal(SHIFTS, reset_less=True)
         addend = Signal(SHIFTS)
-        rounded = Signal(17)
+        moved = Signal(16, reset_less=True)
         m.d.comb += [
             negate.eq(write_low & marked_before),
-            tag.eq(negate | (output & marked)),
             addend.eq(
                 (self.rnd_r[:SHIFTS] & above & output.replicate(SHIFTS)) | negate.replicate(SHIFTS)
-            ),
-            rounded.eq(
-                Cat(word[:15], word[15] ^ tag, tag & ~word[15])
-                + Cat(addend, negate.replicate(17 - SHIFTS))
             ),
             self.rnd_index.eq(element),
             self.rnd_use.eq(Use.LOSS),
         ]
+        m.d.sync += [
+            moved.eq(word + Cat(addend, negate.replicate(16 - SHIFTS))),
+            negated.eq(negate),
+            measured.eq(write_low & valid),
+        ]
         # The logarithm takes longer than a bit needs to reach all below it.
+        magnitude = Cat(moved[7:15] ^ negated.replicate(8), moved[15])
         with m.If(check):
             m.d.sync += above.eq(0)
-        with m.Elif((write_low & valid) | logarithm):
-            m.d.sync += above.eq(above | (above >> 1) | (rounded[7:16] ^ negate.replicate(SHIFTS)))
+        with m.Elif(measured | logarithm):
+            m.d.sync += above.eq(above | (above >> 1) | magnitude)
         m.d.comb += self.shift.eq(
             Cat(
                 above.xor(),
@@ -469,6 +474,7 @@ class LossUnit(wiring.Component):
                 above[7],
             )
         )
+        rounded = Cat(moved[:15], moved[15] ^ marked, marked & ~moved[15])
         by8 = Cat(Mux(self.shift[3], rounded[8:17], rounded[:9]), rounded[9:])
         by4 = Mux(self.shift[2], by8[4:15], by8[:11]) & output.replicate(11)
         by2 = Mux(self.shift[1], by4[2:11], by4[:9])
