@@ -1,9 +1,10 @@
 """Logic resources of a core on iCE40 UP5K: a table per unit, and the packed total.
 
-The table per unit comes from a synthesis that keeps the hierarchy; its logic cells are estimated from
-the netlist. The total comes from a flattened synthesis, packed by nextpnr. Registers start from the
-configuration: the core is synthesised in a clock domain without a reset. Memories are synthesised
-without logic for reads and writes of one address in one cycle, which the design excludes.
+The table per unit comes from a synthesis that keeps the hierarchy; its logic cells are estimated
+from the netlist. The total comes from a flattened synthesis, packed by nextpnr. Registers start
+from the configuration: the core is synthesised in a clock domain without a reset. Memories are
+synthesised without logic for reads and writes of one address in one cycle, which the design
+excludes.
 
     python -m gradiron_boards.resources --json resources.json
 """
@@ -83,7 +84,7 @@ class _Top(Elaboratable):
         self.core = core
         self.domain = ClockDomain("sync", reset_less=True)
 
-    def elaborate(self, platform: object) -> Elaboratable:
+    def elaborate(self, platform: object) -> Module:
         m = Module()
         m.domains.sync = self.domain
         m.submodules.core = self.core
@@ -226,9 +227,7 @@ def resources(
     return rows
 
 
-def _instances(
-    modules: dict[str, Any], name: str, path: str
-) -> list[tuple[str, dict[str, Any]]]:
+def _instances(modules: dict[str, Any], name: str, path: str) -> list[tuple[str, dict[str, Any]]]:
     """All modules below one, with their paths below the core."""
     found = [(path, modules[name])]
     for cell_name, cell in modules[name]["cells"].items():
@@ -254,10 +253,19 @@ def table(rows: list[Row]) -> str:
     ]
     widths = [max(len(line[i]) for line in lines) for i in range(len(heads))]
     text = [
-        "| " + " | ".join([v.ljust(w) if not i else v.rjust(w) for i, (v, w) in enumerate(zip(line, widths, strict=True))]) + " |"
+        "| "
+        + " | ".join(
+            [
+                v.ljust(w) if not i else v.rjust(w)
+                for i, (v, w) in enumerate(zip(line, widths, strict=True))
+            ]
+        )
+        + " |"
         for line in lines
     ]
-    rule = "|" + "|".join("-" * (w + 1) + ("-" if not i else ":") for i, w in enumerate(widths)) + "|"
+    rule = (
+        "|" + "|".join("-" * (w + 1) + ("-" if not i else ":") for i, w in enumerate(widths)) + "|"
+    )
     return "\n".join([text[0], rule, *text[1:]])
 
 

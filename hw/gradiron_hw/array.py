@@ -10,7 +10,7 @@ never occurs.
 
 from __future__ import annotations
 
-from amaranth.hdl import Cat, Const, Elaboratable, Module, Mux, Signal, Value, signed
+from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value, signed
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
@@ -43,7 +43,7 @@ class Transposer(wiring.Component):
         width = 8 * config.rows
         super().__init__({"shift": In(1), "restart": In(1), "i": In(width), "o": Out(width)})
 
-    def elaborate(self, platform: object) -> Elaboratable:
+    def elaborate(self, platform: object) -> Module:
         m = Module()
         n = self.rows
         cells = [[Signal(8, name=f"cell_{y}_{x}") for x in range(n)] for y in range(n)]
@@ -55,17 +55,15 @@ class Transposer(wiring.Component):
             m.d.sync += count.eq(count + 1)
             with m.If(count == n - 1):
                 m.d.sync += [count.eq(0), vertical.eq(~vertical)]
-        # Vertical: words enter at the last line and move up, lines leave at the top. Horizontal: words
-        # enter as the last column and move left, columns leave at the left.
+        # Vertical: words enter at the last line and move up, lines leave at the top. Horizontal:
+        # words enter as the last column and move left, columns leave at the left.
         with m.If(self.shift):
             for y in range(n):
                 for x in range(n):
                     below = cells[y + 1][x] if y + 1 < n else self.i[8 * x : 8 * x + 8]
                     right = cells[y][x + 1] if x + 1 < n else self.i[8 * y : 8 * y + 8]
                     m.d.sync += cells[y][x].eq(Mux(vertical, below, right))
-        m.d.comb += self.o.eq(
-            Mux(vertical, Cat(*cells[0]), Cat(*[cells[y][0] for y in range(n)]))
-        )
+        m.d.comb += self.o.eq(Mux(vertical, Cat(*cells[0]), Cat(*[cells[y][0] for y in range(n)])))
         return m
 
 
@@ -105,7 +103,7 @@ class MacArray(wiring.Component):
             }
         )
 
-    def elaborate(self, platform: object) -> Elaboratable:
+    def elaborate(self, platform: object) -> Module:
         m = Module()
         rows, cols = self.config.rows, self.config.cols
         behind = [[Signal(8, name=f"behind_{r}_{c}") for c in range(cols)] for r in range(rows)]

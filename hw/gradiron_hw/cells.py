@@ -7,7 +7,7 @@ Ref: Lattice TN1295, "DSP Function Usage Guide for iCE40 Devices", section "sysD
 
 from __future__ import annotations
 
-from amaranth.hdl import ClockSignal, Const, Elaboratable, Instance, Module, Signal, signed
+from amaranth.hdl import ClockSignal, Const, Instance, Module, Signal, signed
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
@@ -40,7 +40,7 @@ class DotPair(wiring.Component):
             {"en": In(1), "swap": In(1), "x": In(16), "w": In(16), "o": Out(signed(16))}
         )
 
-    def elaborate(self, platform: object) -> Elaboratable:
+    def elaborate(self, platform: object) -> Module:
         m = Module()
         if self.technology == "up5k":
             out = Signal(32)

@@ -1,13 +1,13 @@
 """The core: sequencer, registers, host port, and the units around data memory.
 
-The sequencer fetches a word per cycle. A SET and the control instructions take one cycle; MM and LOSS
-prepare (exponents, shift amounts, random key), run, and finish (saturations, tracker). Any error stops
-all units at once.
+The sequencer fetches a word per cycle. A SET and the control instructions take one cycle; MM and
+LOSS prepare (exponents, shift amounts, random key), run, and finish (saturations, tracker). Any
+error stops all units at once.
 """
 
 from __future__ import annotations
 
-from amaranth.hdl import Cat, Const, Elaboratable, Module, Mux, Signal, Value, signed, unsigned
+from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
@@ -21,7 +21,6 @@ from gradiron.arch.isa import (
     ISA_VERSION,
     LOOP_DEPTH,
     REGISTERS,
-    SET_OPCODE,
     ErrorCause,
     Kind,
     MachineState,
@@ -30,7 +29,11 @@ from gradiron.arch.isa import (
 )
 from gradiron.arch.isa import Out as Result
 from gradiron_hw.decoder import Decoder
-from gradiron_hw.descriptor import descriptor_layout, mm_layout, offset_of, region_of, register_shape
+from gradiron_hw.descriptor import (
+    descriptor_layout,
+    mm_layout,
+    register_shape,
+)
 from gradiron_hw.engine import ProductEngine
 from gradiron_hw.loss import LossUnit
 from gradiron_hw.memory import DataMemory
@@ -96,7 +99,7 @@ class Core(wiring.Component):
             }
         )
 
-    def elaborate(self, platform: object) -> Elaboratable:
+    def elaborate(self, platform: object) -> Module:
         m = Module()
         config = self.config
         bits, size = config.offset_bits, config.word_bytes
@@ -119,7 +122,7 @@ class Core(wiring.Component):
         m.submodules.program = program = Memory(shape=32, depth=config.program_words, init=[])
         fetch, store = program.read_port(), program.write_port()
 
-        # --- state ------------------------------------------------------------------------------------
+        # --- state --------------------------------------------------------------------------------
         state = Signal(3)
         cause = Signal(8)
         pc = Signal(config.pc_bits)
@@ -144,7 +147,7 @@ class Core(wiring.Component):
 
         running = state == MachineState.RUNNING
 
-        # --- sequencer ----------------------------------------------------------------------------------
+        # --- sequencer ----------------------------------------------------------------------------
         word = fetch.data
         m.d.comb += decoder.word.eq(word)
         next_pc = Signal(config.pc_bits + 1)
@@ -165,14 +168,25 @@ class Core(wiring.Component):
         mm_now = data.View(mm_layout(), word[: mm_layout().size])
         loss_instruction = BY_NAME["LOSS"]
         misaligned = Signal()
-        address_bases = [r for r in REGISTERS if r.kind == Kind.ADDRESS]
         if config.lane_bytes == 2:
             always = ("A_BASE", "B_BASE", "O_BASE", "A_SN", "A_SY", "A_SX", "A_TY", "A_TX", "A_Y0")
             always += ("A_X0", "B_R", "O_OFF", "O_S2", "O_S1", "O_S0")
-            odd: Value = Cat(*[regs[n].as_value()[0] if hasattr(regs[n], "as_value") else regs[n][0] for n in always]).any()
-            planes = (mm.out == Result.LOGITS) | (mm.out == Result.MASTER) | (mm.out == Result.MOMENTUM)
+            odd: Value = Cat(
+                *[
+                    regs[n].as_value()[0] if hasattr(regs[n], "as_value") else regs[n][0]
+                    for n in always
+                ]
+            ).any()
+            planes = (
+                (mm.out == Result.LOGITS) | (mm.out == Result.MASTER) | (mm.out == Result.MOMENTUM)
+            )
             odd = odd | (~mm.transposed & (regs.B_TY[0] | regs.B_TX[0]))
-            odd = odd | (planes & regs.O_LO[0]) | (mm.mask & regs.M_BASE[0]) | (mm.bias & regs.BIAS[0])
+            odd = (
+                odd
+                | (planes & regs.O_LO[0])
+                | (mm.mask & regs.M_BASE[0])
+                | (mm.bias & regs.BIAS[0])
+            )
             if config.momentum:
                 odd = odd | (
                     (mm.out == Result.MOMENTUM)
@@ -189,9 +203,8 @@ class Core(wiring.Component):
                 m.next = "stopped"
 
         with m.FSM(name="sequencer"):
-            with m.State("stopped"):
-                with m.If(running):
-                    m.next = "execute"
+            with m.State("stopped"), m.If(running):
+                m.next = "execute"
             with m.State("execute"):
                 m.d.comb += executing.eq(1)
                 with m.If(decoder.error != 0):
@@ -295,7 +308,7 @@ class Core(wiring.Component):
             m.d.sync += [state.eq(MachineState.ERROR), cause.eq(fault_cause)]
         m.d.comb += [self.retire.eq(complete), self.retire_pc.eq(pc)]
 
-        # --- units ------------------------------------------------------------------------------------------
+        # --- units --------------------------------------------------------------------------------
         begin_mm = begin_run & ~is_loss
         running_mm = in_run & ~is_loss
         shift = Signal()
@@ -348,7 +361,7 @@ class Core(wiring.Component):
         starting = Signal()
         m.d.comb += vector.forget.eq(scalar.forget | starting)
 
-        # --- data memory -----------------------------------------------------------------------------------
+        # --- data memory --------------------------------------------------------------------------
         wiring.connect(m, engine.a, memory.r_a)
         wiring.connect(m, engine.b, memory.r_b)
         if not single:
@@ -414,7 +427,7 @@ class Core(wiring.Component):
             loss.wr_oor.eq(w.oor),
         ]
 
-        # --- counters ---------------------------------------------------------------------------------------
+        # --- counters -----------------------------------------------------------------------------
         counters = {c.name: Signal(32, name=c.name.lower()) for c in CSRS if c.number >= 16}
         waiting = (state == MachineState.WAITING) | (state == MachineState.PAUSED)
         working = running & (in_prepare | in_run | in_post)
@@ -463,7 +476,7 @@ class Core(wiring.Component):
             )
         )
 
-        # --- host port ----------------------------------------------------------------------------------------
+        # --- host port ----------------------------------------------------------------------------
         m.d.comb += self.req_ready.eq(1)
         refused = Signal()
         table = {
@@ -487,7 +500,11 @@ class Core(wiring.Component):
                         value = table[csr.name]
                         m.d.comb += csr_value.eq(value)
         csr_q, space_q = Signal(32), Signal(2)
-        m.d.sync += [self.rsp_valid.eq(self.req_valid), space_q.eq(self.req_space), csr_q.eq(csr_value)]
+        m.d.sync += [
+            self.rsp_valid.eq(self.req_valid),
+            space_q.eq(self.req_space),
+            csr_q.eq(csr_value),
+        ]
         m.d.sync += self.rsp_error.eq(refused)
         with m.Switch(space_q):
             with m.Case(Space.CSR):
@@ -508,26 +525,25 @@ class Core(wiring.Component):
         with m.If(self.req_valid):
             with m.If((self.req_space != Space.CSR) & running):
                 m.d.comb += refused.eq(1)
-            with m.Else():
-                with m.Switch(self.req_space):
-                    with m.Case(Space.MEMORY):
-                        m.d.comb += [
-                            host_read.eq(~self.req_write),
-                            host_write.eq(self.req_write),
-                            refused.eq(u.oor | w.oor),
-                        ]
-                    with m.Case(Space.PROGRAM):
-                        with m.If(self.req_addr >= config.program_words):
-                            m.d.comb += refused.eq(1)
-                        with m.Else():
-                            m.d.comb += store.en.eq(self.req_write)
-                            with m.If(~self.req_write):
-                                m.d.comb += fetch.addr.eq(self.req_addr)
-                    with m.Case(Space.EXPONENTS):
-                        with m.If(self.req_addr >= 2 * TENSORS):
-                            m.d.comb += refused.eq(1)
-                        with m.Else():
-                            m.d.comb += scalar.host_en.eq(1)
+            with m.Else(), m.Switch(self.req_space):
+                with m.Case(Space.MEMORY):
+                    m.d.comb += [
+                        host_read.eq(~self.req_write),
+                        host_write.eq(self.req_write),
+                        refused.eq(u.oor | w.oor),
+                    ]
+                with m.Case(Space.PROGRAM):
+                    with m.If(self.req_addr >= config.program_words):
+                        m.d.comb += refused.eq(1)
+                    with m.Else():
+                        m.d.comb += store.en.eq(self.req_write)
+                        with m.If(~self.req_write):
+                            m.d.comb += fetch.addr.eq(self.req_addr)
+                with m.Case(Space.EXPONENTS):
+                    with m.If(self.req_addr >= 2 * TENSORS):
+                        m.d.comb += refused.eq(1)
+                    with m.Else():
+                        m.d.comb += scalar.host_en.eq(1)
         with m.If(self.req_valid & self.req_write & (self.req_space == Space.CSR)):
             written_csr = {
                 "ENTRY": entry,

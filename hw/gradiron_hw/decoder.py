@@ -1,12 +1,12 @@
 """The instruction decoder, generated from the tables of `gradiron.arch.isa`.
 
-Every word is exactly one of: a SET of a register with a value in its range, another instruction with
-legal fields, or an error with its cause. Combinational.
+Every word is exactly one of: a SET of a register with a value in its range, another instruction
+with legal fields, or an error with its cause. Combinational.
 """
 
 from __future__ import annotations
 
-from amaranth.hdl import Cat, Const, Elaboratable, Module, Signal, Value
+from amaranth.hdl import Cat, Const, Module, Signal, Value
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
@@ -78,7 +78,7 @@ class Decoder(wiring.Component):
         self._ranges[key] = legal
         return legal
 
-    def elaborate(self, platform: object) -> Elaboratable:
+    def elaborate(self, platform: object) -> Module:
         m = Module()
         config = self.config
         self._ranges: dict[tuple[Kind, int, int], Value] = {}

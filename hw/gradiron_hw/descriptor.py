@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Shape, signed, unsigned
+from typing import Any
+
+from amaranth.hdl import Shape, Value, signed, unsigned
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import Out
 
@@ -36,14 +38,14 @@ def mm_layout() -> data.StructLayout:
     return data.StructLayout({f.name: unsigned(f.width) for f in fields})
 
 
-def region_of(config: Config, address: object) -> object:
+def region_of(config: Config, address: Any) -> Value:
     """Region bits of an ADDRESS register."""
-    return address[config.offset_bits - 1 :]  # type: ignore[index]
+    return address[config.offset_bits - 1 :]
 
 
-def offset_of(config: Config, address: object) -> object:
+def offset_of(config: Config, address: Any) -> Value:
     """Offset bits of an ADDRESS register."""
-    return address[: config.offset_bits - 1]  # type: ignore[index]
+    return address[: config.offset_bits - 1]
 
 
 def bundle(config: Config) -> wiring.Signature:

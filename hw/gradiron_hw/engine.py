@@ -1,14 +1,14 @@
 """The product engine: streamed words through transposer and array into the accumulators.
 
 Stages, all moving with `shift`: word register of the stream, input register of the array, products,
-adder tree, accumulator sum. The accumulator memory (one row of C int32 per streamed row of a tile) is
-read two stages before the sums arrive and written when the sum has been formed; finished rows go to
-the vector path instead, which holds the stages while it works.
+adder tree, accumulator sum. The accumulator memory (one row of C int32 per streamed row of a tile)
+is read two stages before the sums arrive and written when the sum has been formed; finished rows
+go to the vector path instead, which holds the stages while it works.
 """
 
 from __future__ import annotations
 
-from amaranth.hdl import Cat, Elaboratable, Module, Mux, Signal, signed
+from amaranth.hdl import Cat, Module, Mux, Signal, signed
 from amaranth.lib import wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
@@ -65,7 +65,7 @@ class ProductEngine(wiring.Component):
             }
         )
 
-    def elaborate(self, platform: object) -> Elaboratable:
+    def elaborate(self, platform: object) -> Module:
         m = Module()
         config = self.config
         rows, cols = config.rows, config.cols
@@ -108,9 +108,7 @@ class ProductEngine(wiring.Component):
             m.d.comb += entering.eq(waiting[-1])
         m.d.comb += [
             array.en.eq(self.shift),
-            array.x.eq(
-                Mux(stream.tag.ones, ones(config), Mux(transposed, transposer.o, stream.x))
-            ),
+            array.x.eq(Mux(stream.tag.ones, ones(config), Mux(transposed, transposer.o, stream.x))),
             array.swap.eq(entering.valid & entering.swap),
             array.load.eq(stream.load),
             array.by_columns.eq(self.d.mm.b),

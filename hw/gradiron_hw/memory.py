@@ -13,7 +13,7 @@ guarantees both.
 
 from __future__ import annotations
 
-from amaranth.hdl import Cat, Const, Elaboratable, Instance, Module, Mux, Signal, Value
+from amaranth.hdl import Cat, ClockSignal, Const, Instance, Module, Mux, Signal, Value
 from amaranth.lib import wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
@@ -100,19 +100,17 @@ class Bank(wiring.Component):
             }
         )
 
-    def elaborate(self, platform: object) -> Elaboratable:
+    def elaborate(self, platform: object) -> Module:
         m = Module()
         if self.technology == "up5k":
             enable = Signal()
             m.d.comb += enable.eq(self.w_en.any())
             m.submodules.spram = Instance(
                 "SB_SPRAM256KA",
-                i_CLOCK=_clock(),
+                i_CLOCK=ClockSignal(),
                 i_ADDRESS=Mux(enable, self.w_addr, self.r_addr),
                 i_DATAIN=self.w_data,
-                i_MASKWREN=Cat(
-                    self.w_en[0].replicate(2), self.w_en[1].replicate(2)
-                ),
+                i_MASKWREN=Cat(self.w_en[0].replicate(2), self.w_en[1].replicate(2)),
                 i_WREN=enable,
                 i_CHIPSELECT=Const(1),
                 i_STANDBY=Const(0),
@@ -134,12 +132,6 @@ class Bank(wiring.Component):
             write.data.eq(self.w_data),
         ]
         return m
-
-
-def _clock() -> Value:
-    from amaranth.hdl import ClockSignal
-
-    return ClockSignal()
 
 
 class DataMemory(wiring.Component):
@@ -196,7 +188,7 @@ class DataMemory(wiring.Component):
         m.d.comb += access.eq(channel.en & ~out_of_range)
         return {"start": start, "word": word, "following": following, "access": access}
 
-    def elaborate(self, platform: object) -> Elaboratable:
+    def elaborate(self, platform: object) -> Module:
         m = Module()
         config = self.config
         size, lane_bytes = config.word_bytes, config.lane_bytes
@@ -228,7 +220,10 @@ class DataMemory(wiring.Component):
             address_bits = max(1, (depth - 1).bit_length())
 
             def chosen(
-                kind: str, channels: list[tuple[str, wiring.PureInterface]], region: int = region
+                kind: str,
+                channels: list[tuple[str, wiring.PureInterface]],
+                region: int = region,
+                address_bits: int = address_bits,
             ) -> tuple[Value, Value, Value, Value]:
                 """Word, next word and start lane of the channel that addresses this region."""
                 word: Value = Const(0, address_bits)

@@ -1,12 +1,12 @@
 """The scalar unit: exponent table, shift amounts before an instruction, trackers after it.
 
-The table is one memory of 128 words: an entry per tensor, and its number of saturated elements. Both
-sequences take a fixed number of cycles.
+The table is one memory of 128 words: an entry per tensor, and its number of saturated elements.
+Both sequences take a fixed number of cycles.
 """
 
 from __future__ import annotations
 
-from amaranth.hdl import Cat, Const, Elaboratable, Module, Mux, Signal, Value, signed
+from amaranth.hdl import Const, Module, Mux, Signal, Value, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
@@ -27,9 +27,7 @@ from gradiron.arch.numerics import (
 from gradiron.arch.timing import POST_CYCLES, PREPARE_CYCLES
 from gradiron_hw.descriptor import bundle
 
-ENTRY = data.StructLayout(
-    {"exponent": signed(8), "tracker": signed(8), "low": 3, "spare": 13}
-)
+ENTRY = data.StructLayout({"exponent": signed(8), "tracker": signed(8), "low": 3, "spare": 13})
 """A word of the exponent table, as `gradiron.arch.isa.pack_exponent`."""
 
 
@@ -76,9 +74,11 @@ class ScalarUnit(wiring.Component):
 
     @staticmethod
     def _limit(value: Value, low: int, high: int) -> Value:
-        return Mux(value < low, Const(low, signed(8)), Mux(value > high, Const(high, signed(8)), value))
+        return Mux(
+            value < low, Const(low, signed(8)), Mux(value > high, Const(high, signed(8)), value)
+        )
 
-    def elaborate(self, platform: object) -> Elaboratable:
+    def elaborate(self, platform: object) -> Module:
         m = Module()
         m.submodules.table = memory = Memory(shape=32, depth=2 * TENSORS, init=[])
         read, write = memory.read_port(), memory.write_port()

@@ -3,17 +3,18 @@
 The unit walks the tiles of an MM. A tile is one stationary block (R x C) and the rows that stream
 past it. In a plain product a tile is one group of pixels at one tap; while it streams, the
 stationary block of the next tile is loaded behind it, unless both come from one region: then the
-loads take advances of their own. In a transposed product a tile is R pixels; each block of R streamed
-words (one per pixel) passes the transposer and leaves as R rows (one per tap byte), R advances later.
+loads take advances of their own. In a transposed product a tile is R pixels; each block of R
+streamed words (one per pixel) passes the transposer and leaves as R rows (one per tap byte), R
+advances later.
 
-Everything moves with `advance`: a read is requested in the cycle of an advance, and the stages behind
-the memory move in the cycle after it (`shift`), when its data is there. No other unit may read the
-two operand regions in a cycle with an advance.
+Everything moves with `advance`: a read is requested in the cycle of an advance, and the stages
+behind the memory move in the cycle after it (`shift`), when its data is there. No other unit may
+read the two operand regions in a cycle with an advance.
 """
 
 from __future__ import annotations
 
-from amaranth.hdl import Cat, Const, Elaboratable, Module, Mux, Signal, Value, signed, unsigned
+from amaranth.hdl import Cat, Module, Mux, Signal, Value, signed, unsigned
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -85,7 +86,7 @@ class Stream(wiring.Component):
             }
         )
 
-    def elaborate(self, platform: object) -> Elaboratable:
+    def elaborate(self, platform: object) -> Module:
         m = Module()
         config = self.config
         rows, cols, size, bits = config.rows, config.cols, config.word_bytes, config.offset_bits
@@ -96,14 +97,14 @@ class Stream(wiring.Component):
         def offset_register(name: str) -> Signal:
             return Signal(signed(bits), name=name)
 
-        # --- the tile nest: in a plain product one tile ahead of the streamed side -------------------
+        # --- the tile nest: in a plain product one tile ahead of the streamed side ----------------
         tile_valid = Signal()
         column = Signal(16)  # first column of the tile
         remaining = Signal(16)  # pixels from this tile's group on
         b_base, b_ky, b_kx, b_tile, b_now = (
             offset_register(n) for n in ("b_base", "b_ky", "b_kx", "b_tile", "b_now")
         )
-        # --- the tap nest ----------------------------------------------------------------------------
+        # --- the tap nest -------------------------------------------------------------------------
         ky, kx, j = Signal(8), Signal(8), Signal(16)
         tap_y, tap_kx, tap_x = (offset_register(n) for n in ("tap_y", "tap_kx", "tap_x"))
 
@@ -126,8 +127,8 @@ class Stream(wiring.Component):
             column_more.eq(column + cols < r.N_C),
         ]
 
-        # Registers move on strobes of the state machine: a register has few sources that way, and few
-        # multiplexers.
+        # Registers move on strobes of the state machine: a register has few sources that way, and
+        # few multiplexers.
         begin, tap_step, tile_step, b_strobe = Signal(), Signal(), Signal(), Signal()
         tap_x_next, tap_kx_next = offset_register("tap_x_next"), offset_register("tap_kx_next")
         m.d.comb += [
@@ -187,9 +188,7 @@ class Stream(wiring.Component):
             with m.If(begin | (wrap & ~group_more)):
                 m.d.sync += b_base.eq(b_next)
             with m.If(begin | wrap):
-                m.d.sync += remaining.eq(
-                    Mux(begin | ~group_more, r.N_P, remaining - group)
-                )
+                m.d.sync += remaining.eq(Mux(begin | ~group_more, r.N_P, remaining - group))
             m.d.sync += tile_valid.eq(begin | ~nest_last)
         with m.If(tile_step & wrap & ~group_more):
             m.d.sync += column.eq(column + cols)
@@ -198,7 +197,7 @@ class Stream(wiring.Component):
         with m.If(b_strobe | reload_b):
             m.d.sync += b_now.eq(Mux(reload_b, b_next, b_now + r.B_R))
 
-        # --- pixels ------------------------------------------------------------------------------------
+        # --- pixels -------------------------------------------------------------------------------
         pixel = data.StructLayout(
             {
                 "x": unsigned(16),
@@ -208,7 +207,9 @@ class Stream(wiring.Component):
                 "image": signed(bits),
             }
         )
-        here, mark, origin, back = (Signal(pixel, name=n) for n in ("here", "mark", "origin", "back"))
+        here, mark, origin, back = (
+            Signal(pixel, name=n) for n in ("here", "mark", "origin", "back")
+        )
         step_pixel = Signal()  # to the next pixel
         to_mark, to_origin = Signal(), Signal()  # with priority, the latter first
         set_mark = Signal()  # the mark takes the pixel that comes now: in the next cycle
@@ -257,7 +258,7 @@ class Stream(wiring.Component):
             with m.If(go_back | image_ends):
                 m.d.sync += here.image.eq(Mux(go_back, back.image, here.image + r.A_SN))
 
-        # --- the tile that streams now ------------------------------------------------------------------
+        # --- the tile that streams now ------------------------------------------------------------
         a_y, a_x = offset_register("a_y"), offset_register("a_x")
         a_bytes = Signal(range(rows + 1))  # bytes of a word that belong to the tap
         a_first, a_last = Signal(), Signal()
@@ -267,7 +268,8 @@ class Stream(wiring.Component):
         gap_left = Signal(range(HAZARD + 1))
         swap_due = Signal()
 
-        # Bytes of the tap at the nest's position, and valid words and lanes of its stationary block.
+        # Bytes of the tap at the nest's position, and valid words and lanes of its stationary
+        # block.
         tap_bytes = Signal(range(rows + 1))
         m.d.comb += tap_bytes.eq(Mux(j_more, rows, (r.N_J - j)[: row_bits + 1]))
         tile_pixels = Signal(range(max(config.acc_depth, 16) + 1))
@@ -289,7 +291,7 @@ class Stream(wiring.Component):
         m.d.comb += b_count.eq(Mux(by_columns, load_words, rows))
         b_index = Signal(range(size + 1))
 
-        # --- one advance ---------------------------------------------------------------------------------
+        # --- one advance --------------------------------------------------------------------------
         g_a, g_b, g_take = Signal(), Signal(), Signal()
         g_tag = Signal(row_tag())
         block_row = Signal(range(rows))  # word within a transposed block
@@ -376,8 +378,8 @@ class Stream(wiring.Component):
                                 m.d.comb += to_mark.eq(1)
                 leave()
 
-            # A transposed tile: its first block of words brings the rows of the tile before it out of
-            # the transposer, so the stationary block may follow at leisure.
+            # A transposed tile: its first block of words brings the rows of the tile before it out
+            # of the transposer, so the stationary block may follow at leisure.
             def block(first: bool) -> Value:
                 """One word of a block; returns whether it is the last."""
                 valid = Signal(name=f"pixel_valid_{int(first)}")
@@ -386,9 +388,7 @@ class Stream(wiring.Component):
                     g_take.eq(1),
                     g_a.eq(valid),
                     g_tag.valid.eq(block_row < tap_bytes),
-                    g_tag.swap.eq(
-                        (block_row == 0) & tap_first & ~mm.bias
-                    ),
+                    g_tag.swap.eq((block_row == 0) & tap_first & ~mm.bias),
                     g_tag.first.eq(remaining == r.N_P),
                     g_tag.last.eq(~group_more),
                     a_y_now.eq(tap_y),
@@ -496,7 +496,7 @@ class Stream(wiring.Component):
                         m.next = "idle"
                 leave()
 
-        # --- address stage: what an advance issues ---------------------------------------------------
+        # --- address stage: what an advance issues ------------------------------------------------
         tap_row, tap_column, tap_width = (
             offset_register("tap_row"),
             offset_register("tap_column"),
@@ -525,7 +525,7 @@ class Stream(wiring.Component):
         width_mask = Signal(rows)
         m.d.comb += width_mask.eq(Cat(*[tap_width > lane for lane in range(rows)]))
 
-        q_a, q_b, q_take, q_zero = Signal(), Signal(), Signal(), Signal()
+        q_a, q_b, q_take = Signal(), Signal(), Signal()
         q_tag = Signal(row_tag())
         q_inside, q_a_mask, q_b_mask = Signal(rows), Signal(rows), Signal(size)
         q_a_offset, q_b_offset = Signal(bits), Signal(bits)
@@ -553,7 +553,7 @@ class Stream(wiring.Component):
             self.fault.eq(self.a.oor | self.b.oor),
         ]
 
-        # --- memory stage and word stage ------------------------------------------------------------------
+        # --- memory stage and word stage ----------------------------------------------------------
         m_a, m_b, m_take = Signal(), Signal(), Signal()
         m_tag = Signal(row_tag())
         m_inside, m_b_mask = Signal(rows), Signal(size)
@@ -573,9 +573,7 @@ class Stream(wiring.Component):
             m.d.sync += [w_b.eq(m_b), w_take.eq(m_take), w_tag.eq(m_tag)]
             for lane in range(rows):
                 byte = self.a.data[8 * lane : 8 * lane + 8]
-                m.d.sync += x_word[8 * lane : 8 * lane + 8].eq(
-                    Mux(m_inside[lane], byte, r.PAD)
-                )
+                m.d.sync += x_word[8 * lane : 8 * lane + 8].eq(Mux(m_inside[lane], byte, r.PAD))
             for lane in range(size):
                 byte = self.b.data[8 * lane : 8 * lane + 8]
                 m.d.sync += b_word[8 * lane : 8 * lane + 8].eq(Mux(m_b_mask[lane], byte, 0))
@@ -585,12 +583,11 @@ class Stream(wiring.Component):
             self.load.eq(w_b),
             self.take.eq(w_take),
             self.tag.eq(w_tag),
-            self.idle.eq(
-                ~(q_tag.valid | m_tag.valid | w_tag.valid | q_take | m_take | w_take)
-            ),
+            self.idle.eq(~(q_tag.valid | m_tag.valid | w_tag.valid | q_take | m_take | w_take)),
         ]
         with m.If(self.clear):
             m.d.sync += [
-                s.eq(0) for s in (q_a, q_b, q_take, q_tag, m_a, m_b, m_take, m_tag, w_b, w_take, w_tag)
+                s.eq(0)
+                for s in (q_a, q_b, q_take, q_tag, m_a, m_b, m_take, m_tag, w_b, w_take, w_tag)
             ]
         return m

@@ -1,26 +1,37 @@
 """The vector path: from finished accumulator rows to memory.
 
 A finished row occupies a *window* of cycles in which the product engine stands still (all but the
-last). In the window's phases the path reads what the result needs (mask, master planes), sends the row
-through the lanes in one or two groups, and, where memory has a single port, writes earlier results.
-The window's length is fixed by the instruction's operands:
+last). In the window's phases the path reads what the result needs (mask, master planes), sends the
+row through the lanes in one or two groups, and, where memory has a single port, writes earlier
+results. The window's length is fixed by the instruction's operands:
 
     lanes       C / lanes groups
     reads       one phase per read of a region; a region that an operand comes from is free in all
                 phases but the last, in which the engine advances
     writes      two planes in one region need one phase more than the groups
 
-A lane: select, add bias, ReLU | add the rounding term | shift and saturate | subtract, saturate, mask.
-Whole-row chores (loading a bias, updating it, the momentum update) are short fixed sequences of reads,
-lane passes and writes, during which the engine stands still.
+A lane: select, add bias, ReLU | add the rounding term | shift and saturate | subtract, saturate,
+mask. Whole-row chores (loading a bias, updating it, the momentum update) are short fixed sequences
+of reads, lane passes and writes, during which the engine stands still.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Any
 
-from amaranth.hdl import Array, Cat, Const, Elaboratable, Module, Mux, Signal, Value, signed, unsigned
+from amaranth.hdl import (
+    Array,
+    Cat,
+    Const,
+    Module,
+    Mux,
+    Signal,
+    Value,
+    signed,
+    unsigned,
+)
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -31,6 +42,7 @@ from gradiron.arch.timing import CHORE_STEPS, step_cycles
 from gradiron_hw.descriptor import bundle, offset_of, region_of
 from gradiron_hw.memory import read_channel, write_channel
 from gradiron_hw.stream import row_tag
+
 
 class Post(IntEnum):
     """What the last lane stage does with the shifted value q."""
@@ -78,7 +90,15 @@ CHORES: dict[str, tuple[Chore, ...]] = {
     "update bias": (
         Chore("wait"),
         Chore("read", "BIAS"),
-        Chore("pass", source="row", shift="bias", round=_SR, use=Use.DB, post=Post.BIAS_SUB, count=True),
+        Chore(
+            "pass",
+            source="row",
+            shift="bias",
+            round=_SR,
+            use=Use.DB,
+            post=Post.BIAS_SUB,
+            count=True,
+        ),
         Chore("write", "BIAS"),
         Chore("release"),
     ),
@@ -97,12 +117,20 @@ CHORES: dict[str, tuple[Chore, ...]] = {
     "momentum row": (
         Chore("wait"),
         Chore("read planes", "V_HI", "V_LO"),
-        Chore("pass", source="bias", shift=3, round=_SR, use=Use.MOMENTUM_DECAY, post=Post.BIAS_SUB),
+        Chore(
+            "pass", source="bias", shift=3, round=_SR, use=Use.MOMENTUM_DECAY, post=Post.BIAS_SUB
+        ),
         Chore("pass", source="row", shift="main", round=_SR, use=Use.DW, post=Post.MOMENTUM_ADD),
         Chore("write planes", "V_HI", "V_LO"),
         Chore("read planes", "O_BASE", "O_LO"),
         Chore(
-            "pass", source="bias", shift=4, round=_SR, use=Use.MOMENTUM_STEP, post=Post.MASTER, count=True
+            "pass",
+            source="bias",
+            shift=4,
+            round=_SR,
+            use=Use.MOMENTUM_STEP,
+            post=Post.MASTER,
+            count=True,
         ),
         Chore("settle"),
     ),
@@ -165,7 +193,7 @@ class VectorPath(wiring.Component):
             members |= {"v": Out(read_channel(config)), "x": Out(write_channel(config))}
         super().__init__(members)
 
-    def elaborate(self, platform: object) -> Elaboratable:
+    def elaborate(self, platform: object) -> Module:
         m = Module()
         config = self.config
         cols, size, bits = config.cols, config.word_bytes, config.offset_bits
@@ -180,7 +208,7 @@ class VectorPath(wiring.Component):
         two_planes = Signal()
         m.d.comb += two_planes.eq(is_master | is_momentum | is_logits)
 
-        # --- the window's shape, settled at the start of an instruction ---------------------------------
+        # --- the window's shape, settled at the start of an instruction ---------------------------
         region_a, region_b = region_of(config, r.A_BASE), region_of(config, r.B_BASE)
         first_base = Mux(mm.mask, r.M_BASE, r.O_BASE)
         region_1, region_2 = region_of(config, first_base), region_of(config, r.O_LO)
@@ -214,6 +242,8 @@ class VectorPath(wiring.Component):
                 slots.eq(count_reads + count_writes + clash),
                 settled.eq(Mux(slots < groups, groups, slots)),
             ]
+            with m.If(self.start):
+                m.d.sync += [phase_2.eq(1), write_phase.eq(count_reads)]
         else:
             clash_1, clash_2 = Signal(), Signal()
             later = Signal()
@@ -231,15 +261,13 @@ class VectorPath(wiring.Component):
                 most.eq(Mux(need_1 > need_2, need_1, need_2)),
                 settled.eq(Mux(most > need_w, most, need_w)),
             ]
+            with m.If(self.start):
+                m.d.sync += phase_2.eq(later)
         with m.If(self.start):
             m.d.sync += [window.eq(settled), same_plane.eq(region_o == region_2)]
             m.d.sync += self.serial.eq(region_a == region_b)
-            if single:
-                m.d.sync += [phase_2.eq(1), write_phase.eq(count_reads)]
-            else:
-                m.d.sync += phase_2.eq(later)
 
-        # --- the result's address generator ---------------------------------------------------------------
+        # --- the result's address generator -------------------------------------------------------
         offset, offset_1, offset_2, base = (
             Signal(bits, name=f"result_{n}") for n in ("offset", "row", "image", "column_base")
         )
@@ -313,7 +341,7 @@ class VectorPath(wiring.Component):
                         offset_2.eq(next_2),
                     ]
 
-        # --- windows and chores ----------------------------------------------------------------------------
+        # --- windows and chores -------------------------------------------------------------------
         chore_names = [n for n in CHORES if config.momentum or not n.startswith("momentum")]
         opening = Signal()
         arrives = Signal()  # a finished row arrives in this cycle
@@ -375,7 +403,7 @@ class VectorPath(wiring.Component):
         with m.If(starts_chore):
             m.d.sync += [held.eq(1), chore.eq(chosen), step.eq(0), tick.eq(1)]
 
-        # --- lanes -------------------------------------------------------------------------------------------
+        # --- lanes --------------------------------------------------------------------------------
         bias = Signal(32 * cols)
         row = Signal(32 * cols)
         copied = Signal()  # the bias register stands in for the row (momentum of the biases)
@@ -456,10 +484,7 @@ class VectorPath(wiring.Component):
         chore_shift = Signal(signed(6))
         in_pass = Signal()
         byte_mask = Array(
-            [
-                Cat(*[column_valid[(k * cols + i) // 4] for i in range(cols)])
-                for k in range(4)
-            ]
+            [Cat(*[column_valid[(k * cols + i) // 4] for i in range(cols)]) for k in range(4)]
         )
         with m.If(held):
             m.d.sync += tick.eq(tick + 1)
@@ -483,31 +508,31 @@ class VectorPath(wiring.Component):
                                     self._action(
                                         m,
                                         action,
-                                        dict(
-                                            r=r,
-                                            tick=tick,
-                                            bits=bits,
-                                            cols=cols,
-                                            groups=groups,
-                                            u_chore=u_chore,
-                                            w_chore=w_chore,
-                                            address=u_chore_address,
-                                            chore_offset=chore_offset,
-                                            chore_mask=chore_mask,
-                                            bias_first=bias_first,
-                                            bias_word=bias_word,
-                                            bias_take=bias_take,
-                                            plane_take=plane_take,
-                                            to_aux=to_aux,
-                                            byte_mask=byte_mask,
-                                            column_valid=column_valid,
-                                            offset=offset,
-                                            issue=issue,
-                                            use=use,
-                                            in_pass=in_pass,
-                                            chore_shift=chore_shift,
-                                            column=column,
-                                        ),
+                                        {
+                                            "r": r,
+                                            "tick": tick,
+                                            "bits": bits,
+                                            "cols": cols,
+                                            "groups": groups,
+                                            "u_chore": u_chore,
+                                            "w_chore": w_chore,
+                                            "address": u_chore_address,
+                                            "chore_offset": chore_offset,
+                                            "chore_mask": chore_mask,
+                                            "bias_first": bias_first,
+                                            "bias_word": bias_word,
+                                            "bias_take": bias_take,
+                                            "plane_take": plane_take,
+                                            "to_aux": to_aux,
+                                            "byte_mask": byte_mask,
+                                            "column_valid": column_valid,
+                                            "offset": offset,
+                                            "issue": issue,
+                                            "use": use,
+                                            "in_pass": in_pass,
+                                            "chore_shift": chore_shift,
+                                            "column": column,
+                                        },
                                     )
         with m.If(reopen):
             m.d.sync += reopen.eq(0)
@@ -519,7 +544,9 @@ class VectorPath(wiring.Component):
         amount_1, amount_2, amount_3 = (Signal(signed(6), name=f"amount_{i}") for i in (1, 2, 3))
         m.d.sync += [amount_1.eq(amount), amount_2.eq(amount_1), amount_3.eq(amount_2)]
         m.d.comb += [
-            self.rnd_index.eq(Mux(bias_use, column, offset) + (issue.group << (lanes - 1).bit_length())),
+            self.rnd_index.eq(
+                Mux(bias_use, column, offset) + (issue.group << (lanes - 1).bit_length())
+            ),
             self.rnd_use.eq(use),
             self.rnd_turn.eq(Mux(amount > 16, (amount - 16)[:4], 0)),
         ]
@@ -527,31 +554,37 @@ class VectorPath(wiring.Component):
         # Select, bias, ReLU.
         value_1 = [Signal(signed(32), name=f"value1_{i}") for i in range(lanes)]
         for i in range(lanes):
-            picked, added = Signal(signed(32), name=f"picked_{i}"), Signal(
-                signed(32), name=f"added_{i}"
+            picked, added, own = (
+                Signal(signed(32), name=f"{n}_{i}") for n in ("picked", "added", "own")
             )
-            own = self._pick(bias, e0.group, i, lanes, groups)
-            m.d.comb += [
-                picked.eq(
-                    Mux(e0.from_bias, own, self._pick(row, e0.group, i, lanes, groups))
-                ),
-                added.eq(picked + Mux(e0.add_bias, own.as_signed(), 0)),
-            ]
+            # One LUT per bit for each of the operands: choice of the group, and zero where unused.
+            with m.If(~e0.from_bias):
+                m.d.comb += picked.eq(self._pick(row, e0.group, i, lanes, groups))
+            with m.If(e0.from_bias | e0.add_bias):
+                m.d.comb += own.eq(self._pick(bias, e0.group, i, lanes, groups))
+            m.d.comb += added.eq(picked + own)
             m.d.sync += value_1[i].eq(Mux(e0.relu & added[-1], 0, added))
 
         # Magnitudes, rounding term.
-        half = Signal(32)
-        turn_bits = Signal(4)
-        low_mask, high_mask = Signal(16), Signal(16)
-        positive = Signal()
+        # Everything about rounding comes from a thermometer: bit k says amount > k.
+        above = Signal(33)
+        far, stochastic, tflite = Signal(), Signal(), Signal()
+        m.d.sync += above.eq(
+            Mux(amount_1[-1], 0, Cat(*[amount_1[:5] > k for k in range(31)], Const(0, 2)))
+        )
         m.d.comb += [
-            positive.eq(amount_2 > 0),
-            half.eq(Mux(positive, (Const(1, 33) << amount_2[:5]) >> 1, 0)),
-            turn_bits.eq(Mux(amount_2 > 16, (amount_2 - 16)[:4], 0)),
-            high_mask.eq(((Const(1, 17) << turn_bits) - 1)[:16]),
-            low_mask.eq(
-                Mux(amount_2 > 16, ~high_mask, ((Const(1, 18) << amount_2[:5]) - 1)[:16])
-            ),
+            far.eq(above[16]),
+            stochastic.eq((e1.round != Rounding.NEAREST) & (e1.round != Rounding.TFLITE)),
+            tflite.eq((e1.round == Rounding.TFLITE) & above[0]),
+        ]
+        half = above[:32] & ~above[1:33]
+        random_mask = Cat(
+            *[Mux(far, ~above[16 + k], above[k]) for k in range(16)], above[16:32]
+        )
+        term_up, term_down = Signal(32), Signal(32)
+        m.d.comb += [
+            term_up.eq(Mux(stochastic, random_mask, half | tflite)),
+            term_down.eq(Mux(stochastic, random_mask, above[1:33] | tflite)),
         ]
         value_2 = [Signal(signed(34), name=f"value2_{i}") for i in range(lanes)]
         magnitudes: list[Value] = []
@@ -559,22 +592,24 @@ class VectorPath(wiring.Component):
             v = value_1[i]
             random = self.rnd[16 * i : 16 * i + 16]
             term = Signal(32, name=f"term_{i}")
-            up = ~v[-1] | v.all()
-            with m.If(positive):
-                with m.Switch(e1.round):
-                    with m.Case(Rounding.NEAREST):
-                        m.d.comb += term.eq(half)
-                    with m.Case(Rounding.TFLITE):
-                        m.d.comb += term.eq(
-                            Mux(amount_2 == 1, 1, Mux(up, half | 1, half - 1))
-                        )
-                    with m.Default():
-                        m.d.comb += term.eq(Cat(random & low_mask, random & high_mask))
+            noise, down = Signal(16, name=f"noise_{i}"), Signal(name=f"down_{i}")
+            m.d.comb += [
+                noise.eq(random | (~stochastic).replicate(16)),
+                down.eq(tflite & v[-1] & ~v.all()),
+                term.eq(Mux(down, term_down, term_up) & Cat(noise, noise)),
+            ]
             m.d.sync += value_2[i].eq(v + term)
-            valid = self._pick(e1.columns, e1.group, i, lanes, groups, 1)
+            tracked = Signal(name=f"tracked_{i}")
+            m.d.comb += tracked.eq(
+                self._pick(e1.columns, e1.group, i, lanes, groups, 1) & e1.valid & e1.track
+            )
             size_of = Signal(32, name=f"magnitude_{i}")
-            m.d.comb += size_of.eq(Mux(v[-1], -v, v))
-            magnitudes.append(Mux(valid & e1.valid & e1.track, size_of, 0))
+            flipped = Signal(32, name=f"flipped_{i}")
+            m.d.comb += [
+                flipped.eq((v ^ v[-1].replicate(32)) & tracked.replicate(32)),
+                size_of.eq(flipped + (v[-1] & tracked)),
+            ]
+            magnitudes.append(size_of)
         largest: Value = magnitudes[0]
         for value in magnitudes[1:]:
             largest = largest | value
@@ -596,38 +631,49 @@ class VectorPath(wiring.Component):
             fits = Signal(name=f"fits_{i}")
             m.d.comb += fits.eq(wide[33:].all() | ~wide[33:].any())
             m.d.sync += moved[i].eq(
-                Mux(fits, wide[:34].as_signed(), Cat((~wide[-1]).replicate(33), wide[-1]).as_signed())
+                Mux(
+                    fits,
+                    wide[:34].as_signed(),
+                    Cat((~wide[-1]).replicate(33), wide[-1]).as_signed(),
+                )
             )
 
         # Subtract, saturate, mask, collect.
         aux_high, aux_low = self._auxiliary(
-            m, ends=ends, in_window=in_window, now=now, phase_2=phase_2,
-            reads_1=reads_1, reads_2=reads_2, first_base=first_base, offset=offset,
-            column_valid=column_valid, to_aux=to_aux, plane_take=plane_take,
-            u_chore=u_chore, chore_address=u_chore_address, chore_offset=chore_offset,
+            m,
+            ends=ends,
+            in_window=in_window,
+            now=now,
+            phase_2=phase_2,
+            reads_1=reads_1,
+            reads_2=reads_2,
+            first_base=first_base,
+            offset=offset,
+            column_valid=column_valid,
+            to_aux=to_aux,
+            plane_take=plane_take,
+            u_chore=u_chore,
+            chore_address=u_chore_address,
+            chore_offset=chore_offset,
             chore_mask=chore_mask,
         )
         high, low = Signal(8 * cols), Signal(8 * cols)
         clipped: list[Value] = []
-        limits = {
-            Post.INT8: (-127, 127),
-            Post.LOGITS: (-32767, 32767),
-            Post.MASTER: (MASTER_MIN + 128, 32767),
-            Post.WEIGHTS8: (-127, 127),
-            Post.BIAS_LOAD: (-PRELOAD_LIMIT, PRELOAD_LIMIT),
-            Post.BIAS_SUB: (-(2**31) + 1, 2**31 - 1),
-            Post.BIAS_ADD: (-(2**31) + 1, 2**31 - 1),
-            Post.MOMENTUM_ADD: (-32767, 32767),
-        }
-        low_limit, high_limit = Signal(signed(32)), Signal(signed(32))
+        results: list[Signal] = []
+        # Limits are +-(2**n - 1), but the high byte of a master must not be -128 either, and a loaded
+        # bias may be +-2**30: what is 2**30 already, counts as outside and stays what it is.
+        assert (-MASTER_MIN - 128, PRELOAD_LIMIT) == (127 << 8, 2**30)
+        is_narrow, is_word, is_load, is_plane = Signal(), Signal(), Signal(), Signal()
         subtract = Signal()
-        m.d.comb += subtract.eq(
-            (e3.post == Post.MASTER) | (e3.post == Post.WEIGHTS8) | (e3.post == Post.BIAS_SUB)
-        )
-        with m.Switch(e3.post):
-            for post, (lowest, highest) in limits.items():
-                with m.Case(post):
-                    m.d.comb += [low_limit.eq(lowest), high_limit.eq(highest)]
+        m.d.comb += [
+            subtract.eq(
+                (e3.post == Post.MASTER) | (e3.post == Post.WEIGHTS8) | (e3.post == Post.BIAS_SUB)
+            ),
+            is_narrow.eq((e3.post == Post.INT8) | (e3.post == Post.WEIGHTS8)),
+            is_plane.eq(e3.post == Post.MASTER),
+            is_word.eq((e3.post == Post.LOGITS) | (e3.post == Post.MOMENTUM_ADD) | is_plane),
+            is_load.eq(e3.post == Post.BIAS_LOAD),
+        ]
         to_bias = Signal()
         m.d.comb += to_bias.eq(e3.post >= Post.BIAS_LOAD)
         for i in range(lanes):
@@ -648,20 +694,58 @@ class VectorPath(wiring.Component):
                 Signal(signed(32), name=f"result_{i}"),
             )
             over, under = Signal(name=f"over_{i}"), Signal(name=f"under_{i}")
+            sign = total[-1]
+            wild = Signal(name=f"wild_{i}")  # a bit above the format's sign differs from it
+            least = Signal(name=f"least_{i}")  # below the smallest, though it has the format's bits
+            differs = total ^ sign.replicate(36)
+            empty_7, empty_15 = ~total[:7].any(), ~total[8:15].any()
             m.d.comb += [
                 total.eq(start_value + Mux(subtract, ~moved[i], moved[i]) + subtract),
-                over.eq(total > high_limit),
-                under.eq(total < low_limit),
-                result.eq(Mux(over, high_limit, Mux(under, low_limit, total))),
+                wild.eq(
+                    differs[31:].any()
+                    | (differs[30] & (is_narrow | is_word | is_load))
+                    | (differs[15:30].any() & (is_narrow | is_word))
+                    | (differs[7:15].any() & is_narrow)
+                ),
+                least.eq(
+                    sign
+                    & Mux(
+                        is_narrow,
+                        empty_7,
+                        Mux(
+                            is_word,
+                            empty_15 & (is_plane | (empty_7 & ~total[7])),
+                            ~is_load & ~total[:31].any(),
+                        ),
+                    )
+                ),
+                over.eq(wild & ~sign),
+                under.eq((wild & sign) | least),
             ]
+            for k in range(32):
+                # What is left of the largest and of the smallest number of the format.
+                outside: Value = Const(0, 1)
+                if k >= 7:
+                    outside = outside | is_narrow
+                if k >= 15:
+                    outside = outside | is_word
+                if k >= 30:
+                    outside = outside | is_load
+                if k == 31:
+                    outside = Const(1, 1)
+                lowest, highest = outside, ~(outside | is_load)
+                if k == 0:
+                    lowest = ~(is_plane | is_load)
+                if k == 30:
+                    highest = ~(is_narrow | is_word)
+                if k == 8:
+                    lowest = is_narrow | is_plane
+                m.d.comb += result[k].eq(Mux(over, highest, Mux(under, lowest, total[k])))
             kept = Signal(name=f"kept_{i}")
             m.d.comb += kept.eq(~e3.masked | (~a_high[-1] & a_high.any()))
             valid = self._pick(e3.columns, e3.group, i, lanes, groups, 1)
             clipped.append(e3.valid & e3.count & valid & (over | under))
-            for group in range(groups):
-                c = group * lanes + i
-                with m.If(e3.valid & to_bias & (e3.group == group)):
-                    m.d.sync += bias[32 * c : 32 * c + 32].eq(result)
+            results.append(result)
             wide_result = (e3.post == Post.LOGITS) | (e3.post == Post.MASTER)
             result_high, result_low = Signal(8, name=f"high_{i}"), Signal(8, name=f"low_{i}")
             m.d.comb += [
@@ -670,16 +754,17 @@ class VectorPath(wiring.Component):
             ]
             # The first group waits for the second, so that a word stays whole for a window.
             last = lanes * (groups - 1) + i
-            if groups == 2:
-                early_high, early_low = Signal(8, name=f"early_high_{i}"), Signal(8, name=f"early_low_{i}")
-                with m.If(e3.valid & ~to_bias & (e3.group == 0)):
-                    m.d.sync += [early_high.eq(result_high), early_low.eq(result_low)]
             with m.If(e3.valid & ~to_bias & e3.final):
                 m.d.sync += [
                     high[8 * last : 8 * last + 8].eq(result_high),
                     low[8 * last : 8 * last + 8].eq(result_low),
                 ]
-                if groups == 2:
+            if groups == 2:
+                early_high = Signal(8, name=f"early_high_{i}")
+                early_low = Signal(8, name=f"early_low_{i}")
+                with m.If(e3.valid & ~to_bias & (e3.group == 0)):
+                    m.d.sync += [early_high.eq(result_high), early_low.eq(result_low)]
+                with m.If(e3.valid & ~to_bias & e3.final):
                     m.d.sync += [
                         high[8 * i : 8 * i + 8].eq(early_high),
                         low[8 * i : 8 * i + 8].eq(early_low),
@@ -693,10 +778,18 @@ class VectorPath(wiring.Component):
         taken_word, taken, taken_planes = Signal(2), Signal(), Signal(2)
         m.d.sync += [taken.eq(bias_take), taken_word.eq(bias_word)]
         m.d.sync += taken_planes.eq(Mux(to_aux | ~u_chore, 0, plane_take))
-        with m.If(taken):
-            for k in range(4):
-                with m.If(taken_word == k):
-                    m.d.sync += bias[8 * cols * k : 8 * cols * (k + 1)].eq(self.u.data[: 8 * cols])
+        for c in range(cols):
+            passed = e3.valid & to_bias & (e3.group == c // lanes)
+            for k in range(4 * c, 4 * c + 4):
+                comes = taken & (taken_word == k // cols)
+                with m.If(comes | passed):
+                    m.d.sync += bias[8 * k : 8 * k + 8].eq(
+                        Mux(
+                            comes,
+                            self.u.data[8 * (k % cols) : 8 * (k % cols) + 8],
+                            results[c % lanes][8 * (k % 4) : 8 * (k % 4) + 8],
+                        )
+                    )
         for c in range(cols):
             byte = self.u.data[8 * c : 8 * c + 8]
             with m.If(taken_planes[0]):
@@ -705,19 +798,18 @@ class VectorPath(wiring.Component):
                 m.d.sync += bias[32 * c : 32 * c + 8].eq(byte)
         if config.momentum:
             copying = Signal()
-            with m.If(held):
-                with m.Switch(Cat(chore, step)):
-                    for index, name in enumerate(chore_names):
-                        for number, action in enumerate(CHORES[name]):
-                            if action.kind == "copy":
-                                with m.Case(index | number << len(chore)):
-                                    m.d.comb += copying.eq(1)
+            with m.If(held), m.Switch(Cat(chore, step)):
+                for index, name in enumerate(chore_names):
+                    for number, action in enumerate(CHORES[name]):
+                        if action.kind == "copy":
+                            with m.Case(index | number << len(chore)):
+                                m.d.comb += copying.eq(1)
             with m.If(copying):
                 m.d.sync += [self._copied.eq(bias), copied.eq(1)]
             with m.Elif(chore_ends):
                 m.d.sync += copied.eq(0)
 
-        # --- writes --------------------------------------------------------------------------------------------
+        # --- writes -------------------------------------------------------------------------------
         write_offset, write_columns = Signal(bits), Signal(cols)
         with m.If(e3.valid & e3.final & ~to_bias):
             m.d.sync += [
@@ -739,10 +831,7 @@ class VectorPath(wiring.Component):
         if single:
             m.d.comb += [
                 high_now.eq(pending[0] & (~in_window | (now == write_phase))),
-                low_now.eq(
-                    pending[1]
-                    & Mux(in_window, now == write_phase + 1, ~pending[0])
-                ),
+                low_now.eq(pending[1] & Mux(in_window, now == write_phase + 1, ~pending[0])),
                 w.en.eq(high_now | low_now | w_chore),
             ]
             with m.If(low_now):
@@ -823,7 +912,7 @@ class VectorPath(wiring.Component):
         ]
         return parts[0] if groups == 1 else Mux(group, parts[1], parts[0])
 
-    def _action(self, m: Module, action: Chore, s: dict[str, object]) -> None:
+    def _action(self, m: Module, action: Chore, s: dict[str, Any]) -> None:
         """Signals of one step of a chore."""
         config = self.config
         r, tick, cols = s["r"], s["tick"], config.cols
@@ -861,9 +950,8 @@ class VectorPath(wiring.Component):
                     ]
             case "pass":
                 groups = config.groups
-                shift = {"main": self.shift_main, "bias": self.shift_bias}.get(
-                    action.shift, action.shift
-                )
+                shifts: dict[str | int, Any] = {"main": self.shift_main, "bias": self.shift_bias}
+                shift = shifts.get(action.shift, action.shift)
                 comb += [s["in_pass"].eq(1), s["chore_shift"].eq(shift)]
                 issue = s["issue"]
                 with m.If(tick < groups):
@@ -885,8 +973,9 @@ class VectorPath(wiring.Component):
     def _auxiliary(self, m: Module, **s: Value) -> tuple[Signal, Signal]:
         """Reads of mask and planes, and their words as the last lane stage needs them.
 
-        A word read in a window is captured when it comes, moved on two cycles after the window's end
-        (the next window's word cannot have come yet), and with it arrives at the lanes' last stage.
+        A word read in a window is captured when it comes, moved on two cycles after the window's
+        end (the next window's word cannot have come yet), and with it arrives at the lanes' last
+        stage.
         """
         config = self.config
         cols = config.cols
@@ -927,7 +1016,12 @@ class VectorPath(wiring.Component):
                 u.mask.eq(s["chore_mask"]),
             ]
         comes_1, comes_2, move, moving = Signal(), Signal(), Signal(), Signal()
-        m.d.sync += [comes_1.eq(first_now), comes_2.eq(second_now), moving.eq(ends), move.eq(moving)]
+        m.d.sync += [
+            comes_1.eq(first_now),
+            comes_2.eq(second_now),
+            moving.eq(ends),
+            move.eq(moving),
+        ]
         width = 8 * cols
         caught_high, caught_low, aux_high, aux_low = (
             Signal(width, name=n) for n in ("caught_high", "caught_low", "aux_high", "aux_low")

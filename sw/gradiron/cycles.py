@@ -108,9 +108,9 @@ def _gaps_after_rows(
     """How often, in a transposed product, finished rows are followed by an advance without one.
 
     The rows of a column tile come tap by tap: J rows, then what is missing to a multiple of R.
-    Nothing follows the last of all. Where all rows count, only what comes between column tiles does:
-    rows of the next one, or the chore before them, if that tile has a single group and nothing else
-    to wait for.
+    Nothing follows the last of all. Where all rows count, only what comes between column tiles
+    does: rows of the next one, or the chore before them, if that tile has a single group and
+    nothing else to wait for.
     """
     if run % config.rows:
         return taps * tiles - 1

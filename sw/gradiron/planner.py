@@ -25,9 +25,10 @@ Span = tuple[int, int]
 
 PREFERENCES: dict[int, dict[str, int]] = {
     # A forward product streams A from region 0 and loads B from region 1; an update reads x from
-    # region 0 and its planes from 1 and 2. The gradients dY are the stationary operand of the update:
-    # in a fourth region they load for free; of three, loading them from region 0 beside x (R advances a
-    # tile) costs less than disturbing the planes (a cycle a row: measured 62 against 88 % of peak).
+    # region 0 and its planes from 1 and 2. The gradients dY are the stationary operand of the
+    # update: in a fourth region they load for free; of three, loading them from region 0 beside x
+    # (R advances a tile) costs less than disturbing the planes (a cycle a row: measured 62 against
+    # 88 % of peak).
     1: {},
     2: {"weight": 1, "master": 1, "bias": 1, "logits.low": 1, "momentum": 1, "operand.b": 1},
     3: {

@@ -148,7 +148,8 @@ class Config:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Config:
         """The inverse of `to_dict`."""
-        return cls(**{**values, "regions": tuple(values["regions"])})
+        chosen: dict[str, Any] = {**values, "regions": tuple(values["regions"])}
+        return cls(**chosen)
 
     def replace(self, **changes: Any) -> Config:
         """A copy with some parameters changed."""
@@ -166,7 +167,9 @@ def parse_array(text: str) -> tuple[int, int]:
         Where the text is not RxC with R and C out of 2, 4, 8, 16.
     """
     parts = text.lower().split("x")
-    if len(parts) != 2 or not all(part.isascii() and part.isdigit() and int(part) in ARRAY_SIZES for part in parts):
+    if len(parts) != 2 or not all(
+        part.isascii() and part.isdigit() and int(part) in ARRAY_SIZES for part in parts
+    ):
         raise ConfigError(
             f"array {text!r} is not RxC with R and C out of {ARRAY_SIZES}; for example 8x8"
         )

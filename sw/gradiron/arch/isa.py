@@ -192,8 +192,8 @@ WAIT = Instruction(
     0x04,
     (),
     "Wait for the host.",
-    "The machine enters the state WAITING until the host writes CONTROL.resume; the host may access "
-    "all memories meanwhile. Cycles spent here are counted apart.",
+    "The machine enters the state WAITING until the host writes CONTROL.resume; the host may "
+    "access all memories meanwhile. Cycles spent here are counted apart.",
     "The descriptor registers and the loop stack keep their values.",
 )
 STEP = Instruction(
@@ -276,9 +276,7 @@ class Rule:
 
 
 def _rule(reason: str, **when: tuple[int, ...] | int) -> Rule:
-    values = {
-        name: frozenset((v,) if isinstance(v, int) else v) for name, v in when.items()
-    }
+    values = {name: frozenset((v,) if isinstance(v, int) else v) for name, v in when.items()}
     return Rule("MM", values, reason)
 
 
@@ -390,13 +388,24 @@ REGISTERS: tuple[Register, ...] = (
     Register("A_SX", 3, _S, "streamed operand: bytes per step in x"),
     Register("A_TY", 4, _S, "streamed operand: bytes per tap in ky"),
     Register("A_TX", 5, _S, "streamed operand: bytes per tap in kx"),
-    Register("A_Y0", 6, _S, "streamed operand: row offset of the first pixel and tap (padding: < 0)"),
+    Register(
+        "A_Y0", 6, _S, "streamed operand: row offset of the first pixel and tap (padding: < 0)"
+    ),
     Register("A_X0", 7, _S, "streamed operand: column offset of the first pixel and tap"),
     Register("A_HB", 8, Kind.OFFSET, "streamed operand: row offsets are valid from 0 to A_HB - 1"),
-    Register("A_WB", 9, Kind.OFFSET, "streamed operand: column offsets are valid from 0 to A_WB - 1"),
+    Register(
+        "A_WB", 9, Kind.OFFSET, "streamed operand: column offsets are valid from 0 to A_WB - 1"
+    ),
     Register("N_P", 10, Kind.COUNT, "pixels in all images together", limit=65535, reset=1),
     Register("N_Y", 11, Kind.COUNT, "pixels in y of one image", limit=4095, reset=1),
-    Register("N_X", 12, Kind.COUNT, "pixels in x of one image (dense layers, LOSS: samples)", limit=65535, reset=1),
+    Register(
+        "N_X",
+        12,
+        Kind.COUNT,
+        "pixels in x of one image (dense layers, LOSS: samples)",
+        limit=65535,
+        reset=1,
+    ),
     Register("N_TY", 13, Kind.COUNT, "taps in ky", limit=255, reset=1),
     Register("N_TX", 14, Kind.COUNT, "taps in kx", limit=255, reset=1),
     Register("N_J", 15, Kind.COUNT, "contiguous bytes per tap", limit=65535, reset=1),
@@ -507,9 +516,7 @@ def encode_set(name: str, value: int, config: Config) -> int:
         For an unknown register or a value outside the register's range on this machine.
     """
     if name not in REGISTER_BY_NAME:
-        raise AssemblyError(
-            f"no register is called {name!r}; known: {', '.join(REGISTER_BY_NAME)}"
-        )
+        raise AssemblyError(f"no register is called {name!r}; known: {', '.join(REGISTER_BY_NAME)}")
     register = REGISTER_BY_NAME[name]
     allowed = register.check(value, config)
     if allowed:
@@ -590,7 +597,9 @@ CSRS: tuple[Csr, ...] = (
     Csr("SEED", 7, True, "seed of the random numbers"),
     Csr("STEP", 8, True, "training step, counted by the STEP instruction"),
     Csr("RATE", 9, True, "learning rate 2**-k: k, signed 6 bits, added to update shifts"),
-    Csr("LOSS", 10, False, "loss of the last LOSS with gradient, summed over its batch, 2**-8 bits"),
+    Csr(
+        "LOSS", 10, False, "loss of the last LOSS with gradient, summed over its batch, 2**-8 bits"
+    ),
     Csr("CYCLES", 16, False, "cycles in RUNNING"),
     Csr("WAIT_CYCLES", 17, False, "cycles in WAITING or PAUSED"),
     Csr("CYCLES_FORWARD", 18, False, "cycles of MM and LOSS counted as forward"),
@@ -600,9 +609,16 @@ CSRS: tuple[Csr, ...] = (
     Csr("BUSY", 22, False, "cycles in which the array multiplied a streamed row"),
     Csr("STALL_EMIT", 23, False, "cycles the array stood still for the vector path"),
     Csr("STALL_WRITE", 24, False, "cycles the array stood still for a memory write"),
-    Csr("STALL_LOAD", 25, False, "cycles without a streamed row: the stationary tile was loading, or "
-        "an accumulator row was still in flight"),
-    Csr("STALL_FILL", 26, False, "cycles of an MM before its first and after its last streamed row"),
+    Csr(
+        "STALL_LOAD",
+        25,
+        False,
+        "cycles without a streamed row: the stationary tile was loading, or "
+        "an accumulator row was still in flight",
+    ),
+    Csr(
+        "STALL_FILL", 26, False, "cycles of an MM before its first and after its last streamed row"
+    ),
     Csr("INSTRUCTIONS", 27, False, "instructions completed"),
     Csr("DESCRIPTOR", 28, False, "cycles spent on instructions other than MM and LOSS"),
 )

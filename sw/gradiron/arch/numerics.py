@@ -280,7 +280,7 @@ def softmax(z: npt.ArrayLike, label: npt.ArrayLike | None = None) -> SoftmaxResu
         label = np.asarray(label, np.int64)
         s = total[:, 0]
         lead = np.asarray([bit_length(int(v)) - 1 for v in s], np.int64)
-        fraction = np.where(lead >= 6, s >> np.maximum(lead - 6, 0), s << np.maximum(6 - lead, 0))
+        fraction = (s << 6) >> lead
         log_s = 256 * (lead - 15) + np.asarray(LOG_ROM, np.int64)[fraction & 63]
         loss = np.take_along_axis(d, label[:, None], axis=1)[:, 0] + log_s
     return SoftmaxResult(z.argmax(axis=1), p, loss)

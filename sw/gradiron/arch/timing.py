@@ -45,6 +45,7 @@ def chore_cycles(name: str, groups: int) -> int:
     """Cycles of a whole chore."""
     return sum(step_cycles(kind, groups) for kind in CHORE_STEPS[name])
 
+
 PREPARE_CYCLES = 6
 """Before an MM or LOSS: exponents are read, shift amounts and the random key computed."""
 POST_CYCLES = 3
