@@ -160,7 +160,7 @@ def test_table() -> None:
     assert rows["predictions"]["first"] == "infer 2 loss"
     assert rows["predictions"]["last"] == "host"
     text = str(plan(network("digits"), simulation_config(), 8))
-    assert len(text.splitlines()) == 1 + len(rows) + 3
+    assert len(text.splitlines()) == 1 + len(rows) + len(simulation_config().regions)
 
 
 def test_refusal_names_figures_and_ways_out() -> None:

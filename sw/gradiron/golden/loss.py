@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -12,6 +13,25 @@ from gradiron.arch.numerics import Use
 from gradiron.golden.addressing import Fault, Lattice, Place, locate
 from gradiron.golden.arithmetic import Randoms, saturated, wrapped32
 from gradiron.golden.data import Data
+
+MAX_CLASSES = 4095
+"""More than so many N_C are refused."""
+
+
+@dataclass(frozen=True)
+class _Tensors:
+    """Where everything but the labels is."""
+
+    high: Place
+    low: Place
+    o: Place | None
+    predicted: Place | None
+    randoms: Randoms
+
+    def predict(self, classes: numerics.Int64) -> None:
+        """Write the predicted classes where they are wanted."""
+        if self.predicted is not None:
+            self.predicted.write(classes)
 
 
 class Loss:
@@ -27,7 +47,7 @@ class Loss:
     Raises
     ------
     Fault
-        ADDRESS_RANGE, also where N_X * N_C is too large.
+        OPERAND_RANGE for more than `MAX_CLASSES`; ADDRESS_RANGE of a label.
     """
 
     def __init__(self, data: Data, fields: Mapping[str, int]) -> None:
@@ -35,20 +55,30 @@ class Loss:
         r = data.registers
         self.shape = (r["N_X"], r["N_C"])
         samples, classes = self.shape
+        if classes > MAX_CLASSES:
+            raise Fault(ErrorCause.OPERAND_RANGE)
+        self.tensor_o = unpack_tensors(r["EXP"])[2]
+        column = Lattice(0, (samples,), (1,))
+        self._labels = self._locate("M_BASE", column) if fields["grad"] else None
+        self._tensors: _Tensors | Fault
+        try:
+            self._tensors = self._locate_tensors(fields, column)
+        except Fault as fault:
+            self._tensors = fault  # a label out of range comes before it
+
+    def _locate_tensors(self, fields: Mapping[str, int], column: Lattice) -> _Tensors:
+        samples, classes = self.shape
+        data = self._data
         if samples * classes >= data.modulus // 2:
             raise Fault(ErrorCause.ADDRESS_RANGE)
         elements = Lattice(0, self.shape, (classes, 1))
-        column = Lattice(0, (samples,), (1,))
-        self.tensor_o = unpack_tensors(r["EXP"])[2]
-        self._high = self._locate("A_BASE", elements)
-        self._low = self._locate("B_BASE", elements)
-        self._predicted = self._labels = self._o = None
-        if fields["grad"]:
-            self._labels = self._locate("M_BASE", column)
-            self._o = self._locate("O_BASE", elements)
-        if fields["predict"]:
-            self._predicted = self._locate("P_BASE", column)
-        self._randoms = Randoms(elements, data.modulus, self.shape, fast=data.fast)
+        return _Tensors(
+            high=self._locate("A_BASE", elements),
+            low=self._locate("B_BASE", elements),
+            o=self._locate("O_BASE", elements) if fields["grad"] else None,
+            predicted=self._locate("P_BASE", column) if fields["predict"] else None,
+            randoms=Randoms(elements, data.modulus, self.shape, fast=data.fast),
+        )
 
     def _locate(self, register: str, lattice: Lattice) -> Place:
         data = self._data
@@ -61,30 +91,32 @@ class Loss:
         Raises
         ------
         Fault
-            LABEL_RANGE, before anything is written.
+            LABEL_RANGE, then ADDRESS_RANGE, before anything is written; ADDRESS_RANGE also where
+            N_X * N_C is too large.
         """
         data, o = self._data, self.tensor_o
-        z = (self._high.read().astype(np.int64) << 8) + self._low.read().view(np.uint8)
-        if self._labels is None or self._o is None:
-            self._predict(z.argmax(axis=1))
+        label = None
+        if self._labels is not None:
+            label = self._labels.read().view(np.uint8).astype(np.int64)
+            if (label >= self.shape[1]).any():
+                raise Fault(ErrorCause.LABEL_RANGE)
+        if isinstance(self._tensors, Fault):
+            raise self._tensors
+        t = self._tensors
+        z = (t.high.read().astype(np.int64) << 8) + t.low.read().view(np.uint8)
+        if label is None or t.o is None:
+            t.predict(z.argmax(axis=1))
             return
-        label = self._labels.read().view(np.uint8).astype(np.int64)
-        if (label >= self.shape[1]).any():
-            raise Fault(ErrorCause.LABEL_RANGE)
         result = numerics.softmax(z, label)
         assert result.loss is not None
-        self._predict(result.prediction)
-        self._high.write(result.probability >> 8)
-        self._low.write(result.probability)
+        t.predict(result.prediction)
+        t.high.write(result.probability >> 8)
+        t.low.write(result.probability)
         g = numerics.softmax_gradient(result.probability, label)
         shift = numerics.gradient_shift(int(np.abs(g).max()))
-        numbers = self._randoms.numbers(data.key(o), Use.LOSS)
+        numbers = t.randoms.numbers(data.key(o), Use.LOSS)
         dy, count = saturated(numerics.sr(g, shift, numbers), -127, 127)
-        self._o.write(dy)
+        t.o.write(dy)
         data.count_saturations(o, count)
         data.exponent[o] = shift - numerics.PROBABILITY_BITS
         data.loss = int(wrapped32(result.loss.sum(keepdims=True))[0])
-
-    def _predict(self, classes: numerics.Int64) -> None:
-        if self._predicted is not None:
-            self._predicted.write(classes)
