@@ -424,11 +424,8 @@ def test_no_access_while_running(space: Space) -> None:
         device.write_program([isa.encode("LOOP", count=60000), STEP, ENDLOOP, HALT])
         device.write_memory(0, b"abcd")
         device.start()
-        for attempt in (lambda: device.peek(space, 0, 1), lambda: device._read(space, 0, 4)):
-            if space == Space.MEMORY and attempt() == b"a":  # the simulator may look, the host not
-                continue
-            with pytest.raises(DeviceError, match="refused to read"):
-                attempt()
+        with pytest.raises(DeviceError, match="refused to read"):
+            device._read(space, 0, 4)
         with pytest.raises(DeviceError, match="refused to write"):
             device._write(space, 0, bytes(4))
         assert device.status().state == MachineState.RUNNING
@@ -512,13 +509,15 @@ def test_counters_add_up(config: Config) -> None:
             device.run(timeout=20)
             counters = device.counters()
             assert device.retirements is not None
-            done = [(r.name, r.last_cycle - r.first_cycle + 1) for r in device.retirements]
+            # The cycle in which an instruction is decoded counts under DESCRIPTOR.
+            done = [(r.name, r.last_cycle - r.first_cycle) for r in device.retirements]
             loss = sum(cycles for name, cycles in done if name == "LOSS")
             products = sum(cycles for name, cycles in done if name == "MM")
             array = [n for n in counters if n == "BUSY" or n.startswith("STALL_")]
             passes = [n for n in counters if n.startswith("CYCLES_")]
             assert sum(counters[n] for n in array) == products
             assert sum(counters[n] for n in passes) == products + loss
+            assert counters["DESCRIPTOR"] == len(done)
             assert counters["DESCRIPTOR"] + products + loss == counters["CYCLES"]
             assert counters["INSTRUCTIONS"] == len(done)
             assert counters["CYCLES"] == device.running_cycles
