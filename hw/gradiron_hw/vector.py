@@ -697,7 +697,7 @@ class VectorPath(wiring.Component):
             sign = total[-1]
             wild = Signal(name=f"wild_{i}")  # a bit above the format's sign differs from it
             least = Signal(name=f"least_{i}")  # below the smallest, though it has the format's bits
-            differs = total ^ sign.replicate(36)
+            differs = total.as_unsigned() ^ sign.replicate(36)
             empty_7, empty_15 = ~total[:7].any(), ~total[8:15].any()
             m.d.comb += [
                 total.eq(start_value + Mux(subtract, ~moved[i], moved[i]) + subtract),
