@@ -131,12 +131,6 @@ class Core(wiring.Component):
         seed, step, loss_sum = Signal(32), Signal(32), Signal(32)
         rate = Signal(signed(6))
         regs = Signal(descriptor_layout(config))
-        # One signal each: as parts of one, they would not get enables of their own.
-        registers = {
-            r.name: Signal(register_shape(r, config), name=f"register_{r.name.lower()}")
-            for r in REGISTERS
-        }
-        m.d.comb += [regs[name].eq(register) for name, register in registers.items()]
         mm = Signal(mm_layout())
         is_loss = Signal()
         loss_grad, loss_predict = Signal(), Signal()
@@ -224,7 +218,7 @@ class Core(wiring.Component):
                                 value: Value = operand[: shape.width]
                                 if register.kind == Kind.ADDRESS:
                                     value = Cat(operand[: bits - 1], operand[22:24])
-                                m.d.sync += registers[register.name].eq(value)
+                                m.d.sync += regs[register.name].eq(value)
                 with m.If(decoder.is_halt):
                     m.d.comb += [complete.eq(1), stops.eq(1)]
                     m.d.sync += state.eq(MachineState.HALTED)
@@ -577,7 +571,7 @@ class Core(wiring.Component):
                         m.d.comb += starting.eq(1)
                         m.d.sync += [state.eq(MachineState.RUNNING), pc.eq(entry), depth.eq(0)]
                         for r in REGISTERS:
-                            m.d.sync += registers[r.name].eq(r.reset)
+                            m.d.sync += regs[r.name].eq(r.reset)
                     with m.Elif(control[CONTROL_RESUME] & waiting):
                         m.d.sync += state.eq(MachineState.RUNNING)
         return m
