@@ -41,7 +41,8 @@ UNITS: dict[str, tuple[str, int]] = {
     "counters": (r"counters", 220),
     "sequencer, decoder, registers, host port": (r"|decoder", 600),
 }
-"""Units of the table: submodules of the core by their path, and logic cells that were planned."""
+"""Units of the table: submodules of the core by their path, and the logic cells that
+they may take if the whole is to fit."""
 
 LINK_BUDGET = 350
 """Logic cells set aside for the serial link."""
@@ -63,7 +64,7 @@ class Row:
     dsp, spram, ebr : int
         Blocks.
     budget : int
-        Logic cells that were planned.
+        Logic cells that it may take if the whole is to fit.
     """
 
     unit: str
