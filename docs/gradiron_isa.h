@@ -136,7 +136,7 @@
 #define GRADIRON_CSR_STALL_LOAD 25u              /* cycles without a streamed row: the stationary tile was loading, or an accumulator row was still in flight */
 #define GRADIRON_CSR_STALL_FILL 26u              /* cycles of an MM before its first and after its last streamed row */
 #define GRADIRON_CSR_INSTRUCTIONS 27u            /* instructions completed */
-#define GRADIRON_CSR_DESCRIPTOR 28u              /* cycles spent on instructions other than MM and LOSS */
+#define GRADIRON_CSR_DESCRIPTOR 28u              /* cycles of the sequencer: SET and control, decoding, the start */
 
 /* Causes of an error. */
 #define GRADIRON_ERROR_NONE 0u

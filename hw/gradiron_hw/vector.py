@@ -578,9 +578,7 @@ class VectorPath(wiring.Component):
             tflite.eq((e1.round == Rounding.TFLITE) & above[0]),
         ]
         half = above[:32] & ~above[1:33]
-        random_mask = Cat(
-            *[Mux(far, ~above[16 + k], above[k]) for k in range(16)], above[16:32]
-        )
+        random_mask = Cat(*[Mux(far, ~above[16 + k], above[k]) for k in range(16)], above[16:32])
         term_up, term_down = Signal(32), Signal(32)
         m.d.comb += [
             term_up.eq(Mux(stochastic, random_mask, half | tflite)),
@@ -660,8 +658,8 @@ class VectorPath(wiring.Component):
         high, low = Signal(8 * cols), Signal(8 * cols)
         clipped: list[Value] = []
         results: list[Signal] = []
-        # Limits are +-(2**n - 1), but the high byte of a master must not be -128 either, and a loaded
-        # bias may be +-2**30: what is 2**30 already, counts as outside and stays what it is.
+        # Limits are +-(2**n - 1), but the high byte of a master must not be -128 either, and a
+        # loaded bias may be +-2**30: what is 2**30 already counts as outside and stays what it is.
         assert (-MASTER_MIN - 128, PRELOAD_LIMIT) == (127 << 8, 2**30)
         is_narrow, is_word, is_load, is_plane = Signal(), Signal(), Signal(), Signal()
         subtract = Signal()

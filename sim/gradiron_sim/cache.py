@@ -1,19 +1,19 @@
 """A folder of build results, found again by a digest of everything that went into them.
 
-Promises: an entry is complete or absent, whoever else builds or is killed at the same time; an entry
-that was damaged is found out and made again; nothing outside the folder is written.
+Promises: an entry is complete or absent, whoever else builds or is killed at the same time; an
+entry that was damaged is found out and made again; nothing outside the folder is written.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 from gradiron.errors import ToolError
@@ -122,8 +122,8 @@ class Cache:
         finally:
             shutil.rmtree(work, ignore_errors=True)
 
-    @contextmanager
-    def _alone(self, key: str) -> Iterator[None]:
+    @contextlib.contextmanager
+    def _alone(self, key: str) -> Generator[None, None, None]:
         """One builder of a key at a time, where the platform has file locks.
 
         Only saves work: builders that run at the same time do not harm each other.
@@ -134,8 +134,6 @@ class Cache:
         import fcntl
 
         with open(self.folder / f".{key}.lock", "w") as lock:
-            try:
+            with contextlib.suppress(OSError):  # a network folder without locks
                 fcntl.flock(lock, fcntl.LOCK_EX)
-            except OSError:  # a network folder without locks
-                pass
             yield

@@ -1,7 +1,7 @@
-"""The fast simulation: the hardware as C++, compiled once and kept, driven in whole buffers and runs.
+"""The fast simulation: the hardware as C++, compiled once and kept, driven in whole buffers.
 
-A build goes through Amaranth (RTLIL), yosys (C++) and a C++ compiler (shared library); the library is
-kept in the user's cache folder under a digest of all that went into it.
+A build goes through Amaranth (RTLIL), yosys (C++) and a C++ compiler (shared library); the library
+is kept in the user's cache folder under a digest of all that went into it.
 
 Ref: https://yosyshq.readthedocs.io/projects/yosys/en/latest/cmd/write_cxxrtl.html
 """
@@ -115,7 +115,7 @@ def build(
     ----------
     config : Config
     component : Component, optional
-        The machine, with the ports of `gradiron_sim.rtl.HOST_PORTS`; `gradiron_hw.core.Core(config)`
+        The machine, with the ports of `gradiron_sim.rtl.HOST_PORTS`; by default the core
         if not given.
     waves : bool
         Whether waves can be written; such a build is several times slower.
@@ -133,7 +133,7 @@ def build(
     """
     begin = time.monotonic()
     report: Progress = progress if progress is not None else _quiet
-    # First what may be missing: hardware that is described and then not used makes Amaranth complain.
+    # First what may be missing: hardware that is described and not used makes Amaranth complain.
     compiler = toolchain.find_compiler()
     toolchain.yosys_command()
     machine = default_component(config) if component is None else component
@@ -186,7 +186,7 @@ def _quiet(text: str) -> None:
     """No report."""
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _load(path: Path) -> ctypes.CDLL:
     """A library with its functions' types."""
     try:
@@ -303,7 +303,7 @@ class CxxrtlDevice(RtlDevice):
         return int(self._library.gd_running(self._open()))
 
     def peek(self, space: Space, address: int, count: int) -> bytes:
-        """Read for comparison: data memory is copied, everything else read through the host port."""
+        """Read for comparison: data memory is copied, all else read through the host port."""
         if space == Space.MEMORY:
             region, offset = split_address(address)
             data = ctypes.create_string_buffer(count)

@@ -1,8 +1,8 @@
 """Two devices side by side, and the first place where they differ.
 
-`Lockstep` lets both pause after every instruction and compares all architectural state; `run_checked`
-lets both run to the end first. A difference is a `MismatchError` that names the instruction, the
-tensor and the element, with both values.
+`Lockstep` lets both pause after every instruction and compares all architectural state;
+`run_checked` lets both run to the end first. A difference is a `MismatchError` that names the
+instruction, the tensor and the element, with both values.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def _memory_difference(
     if not inside:
         values = str(_signed(reference[offset : offset + 1])), str(_signed(subject[offset:][:1]))
         return f"the byte at {region}:{offset:#x}, in no tensor{more}", *values
-    # Tensors whose lifetimes do not meet share bytes: the smallest is the most telling, all are named.
+    # Tensors whose lifetimes do not meet share bytes: the smallest tells most, all are named.
     inside.sort(key=lambda symbol: symbol.bytes)
     symbol = inside[0]
     start = split_address(symbol.address)[1]
@@ -104,7 +104,7 @@ def _memory_difference(
     values = _signed(reference[begin : begin + size]), _signed(subject[begin : begin + size])
     others = [f"{other.name!r}" for other in inside[1:]]
     shared = f" (bytes shared with {', '.join(others)})" if others else ""
-    shown = index if len(index) > 1 else index[0]
+    shown = index if len(index) > 1 else element
     where = f"tensor {symbol.name!r}{shared}, element {shown} at {region}:{begin:#x}{more}"
     return where, str(values[0]), str(values[1])
 
@@ -240,7 +240,8 @@ def run_checked(
     _check_same(reference, subject)
     for device in (reference, subject):
         device.start(entry)
-    status = [_settled(device, timeout) for device in (reference, subject)][0]
+    status = _settled(reference, timeout)
+    _settled(subject, timeout)
     found = difference(reference, subject, symbols, counters=counters)
     if found is not None:
         where = f"after the program at {entry} ({_shown(status)})"

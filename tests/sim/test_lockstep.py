@@ -1,4 +1,4 @@
-"""Differences are found at the instruction that makes them, and named; with devices made of dicts."""
+"""Differences are found at the instruction that makes them; with devices made of dicts."""
 
 from __future__ import annotations
 

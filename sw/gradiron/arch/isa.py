@@ -620,7 +620,7 @@ CSRS: tuple[Csr, ...] = (
         "STALL_FILL", 26, False, "cycles of an MM before its first and after its last streamed row"
     ),
     Csr("INSTRUCTIONS", 27, False, "instructions completed"),
-    Csr("DESCRIPTOR", 28, False, "cycles spent on instructions other than MM and LOSS"),
+    Csr("DESCRIPTOR", 28, False, "cycles of the sequencer: SET and control, decoding, the start"),
 )
 CSR_BY_NAME: dict[str, Csr] = {c.name: c for c in CSRS}
 DEVICE_ID = 0x47524431
