@@ -10,7 +10,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 
-from gradiron.cli import bench, planning, programs, training
+from gradiron.cli import bench, planning, programs, report, training
 from gradiron.errors import GradironError
 
 BAD_INPUT = 2
@@ -27,6 +27,7 @@ def parser() -> argparse.ArgumentParser:
     training.add_demo(commands)
     training.add_train(commands)
     bench.add_bench(commands)
+    report.add_report(commands)
     planning.add_plan(commands)
     programs.add_asm(commands)
     programs.add_disasm(commands)

