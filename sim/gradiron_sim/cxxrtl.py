@@ -115,8 +115,7 @@ def build(
     ----------
     config : Config
     component : Component, optional
-        The machine, with the ports of `gradiron_sim.rtl.HOST_PORTS`; by default the core
-        if not given.
+        The machine, with the ports of `gradiron_sim.rtl.HOST_PORTS`; by default the core.
     waves : bool
         Whether waves can be written; such a build is several times slower.
     cache : Cache, optional

@@ -131,7 +131,7 @@ def find_compiler(environ: Mapping[str, str] | None = None) -> Compiler:
         version = _version(command)
         if version is None:
             raise ToolError(
-                f"the environment variable CXX is {chosen!r}, not a C++ compiler that runs "
+                f"the environment variable CXX is {chosen!r}, which is not a C++ compiler that "
                 "('--version' failed); correct it, or unset it to let clang++, g++ or the package "
                 "ziglang be used"
             )
