@@ -65,7 +65,10 @@ def _csr(device: Device, name: str) -> int:
 
 
 def _listed(symbols: Symbols) -> list[Symbol]:
-    return list(symbols.values() if isinstance(symbols, Mapping) else symbols)
+    if isinstance(symbols, Mapping):
+        named = cast(Mapping[str, Symbol], symbols)
+        return list(named.values())
+    return list(symbols)
 
 
 def _signed(data: bytes) -> int:
