@@ -16,6 +16,7 @@ import re
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -25,6 +26,7 @@ from gradiron.arch.isa import MachineState, Space, split_address
 from gradiron.errors import DeviceError, ToolError
 from gradiron_sim import toolchain
 from gradiron_sim.cache import Cache, digest
+from gradiron_sim.cxxrtl_source import Source, arrange
 from gradiron_sim.netlist import Component, to_rtlil
 from gradiron_sim.rtl import PATIENCE, RtlDevice, check_ports, default_component, unit_names
 
@@ -35,17 +37,28 @@ Progress = Callable[[str], None]
 # feedback loop and then evaluates everything twice a cycle.
 _PASSES = (
     "hierarchy -top top; proc; memory_unpack; flatten; opt -full; opt_merge; splitnets -driver; "
-    "opt_clean -purge; "
+    "opt_clean -purge; write_cxxrtl -O6 -g0"
 )
-_WAVE_PASSES = "hierarchy -top top; proc; memory_unpack; flatten; opt_clean; "
-_FLAGS = ("-std=c++17", "-shared", "-fPIC", "-fvisibility=hidden", "-DNDEBUG", "-w")
-_ABI = 1
+_WAVE_PASSES = "hierarchy -top top; proc; memory_unpack; flatten; opt_clean; write_cxxrtl -O6 -g4"
+_FLAGS = ("-std=c++17", "-fPIC", "-fvisibility=hidden", "-DNDEBUG", "-w")
+_FAST_FLAGS = ("-fno-exceptions", "-fno-rtti", "-fno-threadsafe-statics")
+_ABI = 2
 _CHUNK = 1 << 18
 """Cycles between two looks at the clock and at Ctrl-C."""
 
 _DONE, _REFUSED, _NO_ANSWER, _CHECK_FAILED, _LIMIT = range(5)
 
-_LANE = re.compile(r"memory<(\d+)> (memory_p_\w*region(\d+)__lane(\d+)\w*) \{ (\d+)u \}")
+_LANE = re.compile(r"memory_p_\w*region(\d+)__lane(\d+)\w*")
+_OUTPUTS = (
+    "req_ready",
+    "rsp_valid",
+    "rsp_data",
+    "rsp_error",
+    "state",
+    "retire",
+    "retire_pc",
+    "activity",
+)
 
 
 @dataclass(frozen=True)
@@ -74,27 +87,70 @@ class Build:
     units: tuple[str, ...]
 
 
-def _driver() -> str:
-    return importlib.resources.files("gradiron_sim").joinpath("cxxrtl_driver.cc").read_text("utf-8")
+def _package_file(name: str) -> str:
+    return importlib.resources.files("gradiron_sim").joinpath(name).read_text("utf-8")
 
 
-def _design_header(source: str, config: Config, waves: bool) -> str:
+def _design_header(source: Source, config: Config, waves: bool) -> str:
     """What the driver has to know of the generated C++."""
     lanes = [
-        f"LANE({int(region)}, {int(lane)}, {member})"
-        for width, member, region, lane, _depth in _LANE.findall(source)
-        if int(width) == 8 * config.lane_bytes
+        f"LANE({int(found[1])}, {int(found[2])}, {config.lane_bytes}, {member})"
+        for width, member, _depth in source.memories
+        if width == 8 * config.lane_bytes and (found := _LANE.fullmatch(member))
     ]
+    outputs: list[str] = []
+    for port in _OUTPUTS:
+        member = f"p_{port.replace('_', '__')}"
+        if member in source.registered:
+            member = f"curr.{member}" if source.fast else f"{member}.curr"
+        outputs.append(f"#define OUT_{port} {member}")
     return "\n".join(
         [
-            f"#define GRADIRON_FEEDBACK {int('bool converged = false' in source)}",
-            f"#define GRADIRON_CHECKS {int('->on_check(' in source)}",
+            f"#define GRADIRON_FAST {int(source.fast)}",
+            f"#define GRADIRON_FEEDBACK {int(source.feedback)}",
+            f"#define GRADIRON_CHECKS {int(source.checks)}",
             f"#define GRADIRON_WAVES {int(waves)}",
             f"#define GRADIRON_WORD_BYTES {config.word_bytes}",
             f"#define GRADIRON_LANES(LANE) {' '.join(lanes)}",
+            *outputs,
             "",
         ]
     )
+
+
+def _compile(work: Path, source: Source, compiler: toolchain.Compiler, waves: bool) -> Path:
+    """The library of a design whose "design.h" is written."""
+    command = compiler.command_of(library=not source.fast)
+    flags = [*_FLAGS, *compiler.flags, *(_FAST_FLAGS if source.fast else ())]
+    flags.append("-O1" if waves else "-O2")
+    if not source.fast:
+        flags.append(f"-I{toolchain.cxxrtl_include()}")
+    (work / "top.h").write_text(f"#pragma once\n{source.header}", "utf-8")
+    (work / "main.h").write_text(source.main, "utf-8")
+    (work / "cxxrtl_fast.h").write_text(_package_file("cxxrtl_fast.h"), "utf-8")
+    units = {"driver": _package_file("cxxrtl_driver.cc")}
+    for number, piece in enumerate(source.pieces):
+        units[f"piece{number}"] = f'#define CXXRTL_ASSERT(x) ((void)0)\n#include "top.h"\n{piece}'
+
+    def one(name: str) -> None:
+        (work / f"{name}.cc").write_text(units[name], "utf-8")
+        toolchain.run_tool(
+            [*command, *flags, "-c", "-o", f"{name}.o", f"{name}.cc"],
+            what="the C++ compiler",
+            cwd=work,
+        )
+
+    # The longest first, so that none is left for the end.
+    order = sorted(units, key=lambda name: -len(units[name]))
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        list(pool.map(one, order))
+    library = work / f"design{_suffix()}"
+    toolchain.run_tool(
+        [*command, *flags, "-shared", "-o", library.name, *(f"{name}.o" for name in units)],
+        what="the linker",
+        cwd=work,
+    )
+    return library
 
 
 def _suffix() -> str:
@@ -106,6 +162,7 @@ def build(
     component: Component | None = None,
     *,
     waves: bool = False,
+    fast: bool = True,
     cache: Cache | None = None,
     progress: Progress | None = None,
 ) -> Build:
@@ -118,6 +175,8 @@ def build(
         The machine, with the ports of `gradiron_sim.rtl.HOST_PORTS`; by default the core.
     waves : bool
         Whether waves can be written; such a build is several times slower.
+    fast : bool
+        False compiles the text as CXXRTL wrote it, with its own runtime: slower, and the same bits.
     cache : Cache, optional
         Where to keep it; the user's cache folder if not given.
     progress : function, optional
@@ -137,21 +196,21 @@ def build(
     toolchain.yosys_command()
     machine = default_component(config) if component is None else component
     check_ports(machine)
-    flags = (*_FLAGS, "-O1" if waves else "-O3", *compiler.flags)
-    passes = _WAVE_PASSES + "write_cxxrtl -O6 -g4" if waves else _PASSES + "write_cxxrtl -O6 -g0"
+    passes = _WAVE_PASSES if waves else _PASSES
     report(f"describing the {config.array} machine")
     rtlil = to_rtlil(machine)
-    driver = _driver()
     key = digest(
         rtlil,
-        driver,
+        _package_file("cxxrtl_driver.cc"),
+        _package_file("cxxrtl_fast.h"),
+        _package_file("cxxrtl_source.py"),
+        _package_file("cxxrtl.py"),
         passes,
-        "\0".join(flags),
         "\0".join(compiler.command),
         compiler.version,
         repr(sorted(toolchain.tool_versions().items())),
         sys.platform,
-        f"{config.word_bytes} {config.lane_bytes}",
+        f"{config.word_bytes} {config.lane_bytes} {waves} {fast}",
     )[:40]
 
     def make(work: Path) -> Path:
@@ -162,18 +221,10 @@ def build(
             what="yosys (translation to C++)",
             cwd=work,
         )
-        source = (work / "design.cc").read_text("utf-8")
+        source = arrange((work / "design.cc").read_text("utf-8"), fast=fast and not waves)
         (work / "design.h").write_text(_design_header(source, config, waves), "utf-8")
-        (work / "driver.cc").write_text(driver, "utf-8")
         report(f"compiling the {config.array} machine with {compiler.origin}")
-        library = work / f"design{_suffix()}"
-        include = toolchain.cxxrtl_include()
-        toolchain.run_tool(
-            [*compiler.command, *flags, f"-I{include}", "-o", library.name, "driver.cc"],
-            what="the C++ compiler",
-            cwd=work,
-        )
-        return library
+        return _compile(work, source, compiler, waves)
 
     store = Cache() if cache is None else cache
     path, cached = store.get(key, make)
@@ -199,6 +250,7 @@ def _load(path: Path) -> ctypes.CDLL:
         pointer = ctypes.POINTER
         signatures: dict[str, tuple[object, tuple[object, ...]]] = {
             "gd_abi": (u32, ()),
+            "gd_fast": (i32, ()),
             "gd_create": (machine, ()),
             "gd_destroy": (None, (machine,)),
             "gd_observe": (None, (machine, i32, i32)),
@@ -242,6 +294,8 @@ class CxxrtlDevice(RtlDevice):
         Whether to record which units are busy in which cycle.
     vcd : path, optional
         Write waves of everything to this file; needs a second, slower build.
+    fast : bool
+        As for `build`.
     component : Component, optional
         The machine; `gradiron_hw.core.Core(config)` if not given.
     cache : Cache, optional
@@ -253,6 +307,8 @@ class CxxrtlDevice(RtlDevice):
     -------
     build : Build
         The library it runs from.
+    rearranged : bool
+        Whether the generated C++ could be rearranged for speed.
 
     Raises
     ------
@@ -269,6 +325,7 @@ class CxxrtlDevice(RtlDevice):
         record: bool = False,
         activity: bool = False,
         vcd: str | os.PathLike[str] | None = None,
+        fast: bool = True,
         component: Component | None = None,
         cache: Cache | None = None,
         progress: Progress | None = None,
@@ -276,14 +333,19 @@ class CxxrtlDevice(RtlDevice):
         self._machine: int | None = None
         store = Cache() if cache is None else cache
         waves = vcd is not None
-        self.build = build(config, component, waves=waves, cache=store, progress=progress)
+        self.build = build(
+            config, component, waves=waves, fast=fast, cache=store, progress=progress
+        )
         try:
             self._library = _load(self.build.path)
         except ToolError:
             # Stored whole, but for a system that has changed since.
             store.discard(self.build.key)
-            self.build = build(config, component, waves=waves, cache=store, progress=progress)
+            self.build = build(
+                config, component, waves=waves, fast=fast, cache=store, progress=progress
+            )
             self._library = _load(self.build.path)
+        self.rearranged = bool(self._library.gd_fast())
         self._machine = int(self._library.gd_create())
         self._library.gd_observe(self._machine, int(record), int(activity))
         if vcd is not None and not self._library.gd_waves(self._machine, os.fsencode(vcd)):

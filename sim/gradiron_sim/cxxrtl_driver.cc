@@ -1,37 +1,38 @@
 // The loops around a simulated machine: host accesses, running until it stops, recording.
 //
 // Nothing here is called once per cycle from outside; a call handles a whole buffer or a whole run.
-// The design is included as C++ text that CXXRTL generated; what else the build knows of it is in
-// "design.h":
+// The design is included as C++ text that CXXRTL generated. What else is known of it is in "design.h":
 //
-//   GRADIRON_FEEDBACK      0 where one evaluation settles every combinational signal
+//   GRADIRON_FAST          1 where the text is rearranged and uses cxxrtl_fast.h
+//   GRADIRON_FEEDBACK      1 where one evaluation does not settle every combinational signal
 //   GRADIRON_CHECKS        1 where the design has assertions
-//   GRADIRON_WORD_BYTES    bytes of a memory word, spread over the lanes of a region
-//   GRADIRON_LANES(LANE)   LANE(region, lane, member) for every lane of data memory that was found
 //   GRADIRON_WAVES         1 in a build with debug information
+//   GRADIRON_WORD_BYTES    bytes of a memory word, spread over the lanes of a region
+//   GRADIRON_LANES(LANE)   LANE(region, lane, bytes, member) for the lanes of data memory
+//   OUT_state, ...         the outputs, as members of `top`
 //
 // Time: only the rising edge is evaluated. `eval` computes what every signal is just before the
 // edge, from the inputs set before; `commit` lets registers and memories take their new values.
 // Outputs are therefore looked at between the two: there, registered and combinational outputs alike
 // have the values that a register clocked by the same edge would see.
 
-#include "design.h"
-
 // CXXRTL reports a failed assertion of the design through this macro, and also reads beyond a memory
 // that is no power of two, which are harmless: the data is not used then.
 #define CXXRTL_ASSERT(x) ((void)0)
 
-#include "design.cc"
+#include "design.h"
+#include "top.h"
+#include "main.h"
 
 #if GRADIRON_WAVES
 #include <cxxrtl/cxxrtl_vcd.h>
 #include <fstream>
 #endif
 
-#include <cstdint>
-#include <cstring>
-#include <string>
-#include <vector>
+// Of the C++ library only what the design itself brings: a rearranged one needs none.
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
 
 #if defined(_WIN32)
 #define EXPORT extern "C" __declspec(dllexport)
@@ -39,9 +40,15 @@
 #define EXPORT extern "C" __attribute__((visibility("default")))
 #endif
 
+#if GRADIRON_FEEDBACK || GRADIRON_WAVES
+#define GRADIRON_SETTLE 1
+#else
+#define GRADIRON_SETTLE 0
+#endif
+
 namespace {
 
-constexpr uint32_t kAbi = 1;
+constexpr uint32_t kAbi = 2;
 constexpr uint32_t kRunning = 1;         // isa.MachineState.RUNNING
 constexpr uint32_t kSpaceCsr = 0;        // isa.Space.CSR
 constexpr uint32_t kSpaceMemory = 1;     // isa.Space.MEMORY
@@ -58,30 +65,31 @@ struct Activity {
   uint64_t cycle, units;
 };
 
-template <size_t Bits>
-inline uint32_t number(const cxxrtl::value<Bits> &signal) {
-  return signal.data[0];
-}
-
-template <size_t Bits>
-inline uint32_t number(const cxxrtl::wire<Bits> &signal) {
-  return signal.curr.data[0];
-}
-
 struct Lane {
-  uint32_t region, lane;
-  const cxxrtl::chunk_t *data;
-  size_t depth;
-  uint32_t bytes;
+  uint32_t region, lane, bytes;
+  const uint8_t *data;
+  size_t depth, stride;
 };
 
-template <size_t Bits>
-Lane lane_of(uint32_t region, uint32_t lane, const cxxrtl::memory<Bits> &memory) {
-  static_assert(cxxrtl::value<Bits>::chunks == 1, "a lane has at most 32 bits");
-  return {region, lane, &memory.data[0].data[0], memory.depth, Bits / 8};
-}
+// A list that grows.
+template <class T>
+struct List {
+  T *data = nullptr;
+  size_t count = 0, room = 0;
 
-#if GRADIRON_CHECKS
+  ~List() { free(data); }
+
+  void push(const T &item) {
+    if (count == room) {
+      room = room ? 2 * room : 1024;
+      data = static_cast<T *>(realloc(static_cast<void *>(data), room * sizeof(T)));
+      if (!data) abort();
+    }
+    data[count++] = item;
+  }
+};
+
+#if GRADIRON_CHECKS && !GRADIRON_FAST
 struct Checks final : public cxxrtl::performer {
   std::string message;
 
@@ -105,11 +113,11 @@ struct Machine {
   uint64_t running = 0;  // cycles in RUNNING since the counters were cleared
   uint64_t first = 0;    // the cycle in which the present instruction began
   bool record = false, watch = false;
-  std::vector<Retirement> retirements;
-  std::vector<Activity> activity;
-  std::string message;
-  std::vector<Lane> lanes;
-#if GRADIRON_CHECKS
+  List<Retirement> retirements;
+  List<Activity> activity;
+  List<Lane> lanes;
+  char message[1024] = "";
+#if GRADIRON_CHECKS && !GRADIRON_FAST
   Checks checks;
 #endif
 #if GRADIRON_WAVES
@@ -121,29 +129,39 @@ struct Machine {
   uint32_t state = 0, ready = 0, answered = 0, answer = 0, refused = 0;
 
   Machine() {
-#define LANE(region, lane, member) lanes.push_back(lane_of(region, lane, top.member));
+#define LANE(region, lane, bytes, member) \
+  lanes.push({region, lane, bytes, reinterpret_cast<const uint8_t *>(&top.member.data[0]), \
+              top.member.depth, sizeof(top.member.data[0])});
     GRADIRON_LANES(LANE)
 #undef LANE
     top.p_clk.data[0] = 1;
   }
 
+  static void *operator new(size_t size) {
+    void *place = malloc(size);
+    if (!place) abort();
+    return place;
+  }
+
+  static void operator delete(void *place) { free(place); }
+
   void observe() {
-    uint32_t retire = number(top.p_retire);
+    uint32_t retire = (uint32_t)top.OUT_retire.data[0];
     if (state == kRunning) {
       if (watch) {
-        uint32_t units = number(top.p_activity);
-        if (activity.empty() || activity.back().units != units)
-          activity.push_back({running, units});
+        uint32_t units = (uint32_t)top.OUT_activity.data[0];
+        if (activity.count == 0 || activity.data[activity.count - 1].units != units)
+          activity.push({running, units});
       }
       if (retire) {
-        if (record) retirements.push_back({number(top.p_retire__pc), first, running});
+        if (record) retirements.push({(uint32_t)top.OUT_retire_pc.data[0], first, running});
         first = running + 1;
       }
       running++;
     } else {
       if (retire && record) {
         uint64_t last = running > first ? running - 1 : first;
-        retirements.push_back({number(top.p_retire__pc), first, last});
+        retirements.push({(uint32_t)top.OUT_retire_pc.data[0], first, last});
       }
       first = running;
     }
@@ -151,43 +169,43 @@ struct Machine {
 
   // One rising edge; false after a failed assertion of the design. The inputs are set before.
   inline __attribute__((always_inline)) bool tick() {
-#if GRADIRON_CHECKS
-    cxxrtl::performer *performer = &checks;
-#else
-    cxxrtl::performer *performer = nullptr;
-#endif
-#if GRADIRON_FEEDBACK || GRADIRON_WAVES
+#if GRADIRON_SETTLE
     top.p_clk.data[0] = 0;
     top.step();
 #if GRADIRON_WAVES
     sample(2 * ticks);
 #endif
     top.p_clk.data[0] = 1;
-#else
+#elif !GRADIRON_FAST
     top.prev_p_clk.data[0] = 0;
 #endif
-    bool converged = top.eval(performer);
-    state = number(top.p_state);
-    ready = number(top.p_req__ready);
-    answered = number(top.p_rsp__valid);
-    answer = number(top.p_rsp__data);
-    refused = number(top.p_rsp__error);
+#if GRADIRON_CHECKS && !GRADIRON_FAST
+    bool converged = top.eval(&checks);
+#else
+    bool converged = top.eval();
+#endif
+    state = (uint32_t)top.OUT_state.data[0];
+    ready = (uint32_t)top.OUT_req_ready.data[0];
+    answered = (uint32_t)top.OUT_rsp_valid.data[0];
+    answer = (uint32_t)top.OUT_rsp_data.data[0];
+    refused = (uint32_t)top.OUT_rsp_error.data[0];
     observe();
     bool changed = top.commit();
-#if GRADIRON_FEEDBACK || GRADIRON_WAVES
+#if GRADIRON_SETTLE
     while (changed && !converged) {
       converged = top.eval();
       changed = top.commit();
     }
-#else
-    (void)converged, (void)changed;
 #endif
+    (void)converged, (void)changed;
 #if GRADIRON_WAVES
     top.step();
     sample(2 * ticks + 1);
 #endif
     ticks++;
-#if GRADIRON_CHECKS
+#if GRADIRON_CHECKS && GRADIRON_FAST
+    if (!top.failure.empty()) return false;
+#elif GRADIRON_CHECKS
     if (!checks.message.empty()) return false;
 #endif
     return true;
@@ -203,8 +221,11 @@ struct Machine {
 #endif
 
   Outcome failed() {
-#if GRADIRON_CHECKS
-    message = checks.message;
+#if GRADIRON_CHECKS && GRADIRON_FAST
+    strncpy(message, top.failure.data, sizeof message - 1);
+    top.failure.count = 0;
+#elif GRADIRON_CHECKS
+    strncpy(message, checks.message.c_str(), sizeof message - 1);
     checks.message.clear();
 #endif
     return kCheckFailed;
@@ -281,15 +302,16 @@ struct Machine {
   bool peek(uint32_t region, uint64_t offset, uint64_t count, uint8_t *out) const {
     constexpr uint64_t kWord = GRADIRON_WORD_BYTES;
     uint64_t found = 0;
-    for (const Lane &lane : lanes) {
+    for (size_t n = 0; n < lanes.count; n++) {
+      const Lane &lane = lanes.data[n];
       if (lane.region != region) continue;
       for (uint32_t byte = 0; byte < lane.bytes; byte++) {
         const uint64_t column = (uint64_t)lane.lane * lane.bytes + byte;
         uint64_t word = offset / kWord + (column < offset % kWord ? 1 : 0);
-        const uint32_t shift = 8 * byte;
         for (uint64_t at = word * kWord + column - offset; at < count; at += kWord, word++) {
           if (word >= lane.depth) return false;
-          out[at] = (uint8_t)(lane.data[word] >> shift);
+          // Both runtimes keep a value's lowest byte first on the machines they run on.
+          out[at] = lane.data[word * lane.stride + byte];
           found++;
         }
       }
@@ -301,6 +323,9 @@ struct Machine {
 }  // namespace
 
 EXPORT uint32_t gd_abi() { return kAbi; }
+
+// Whether the design is rearranged.
+EXPORT int32_t gd_fast() { return GRADIRON_FAST; }
 
 EXPORT Machine *gd_create() { return new Machine; }
 
@@ -324,7 +349,7 @@ EXPORT uint64_t gd_ticks(Machine *machine) { return machine->ticks; }
 
 EXPORT uint64_t gd_running(Machine *machine) { return machine->running; }
 
-EXPORT const char *gd_message(Machine *machine) { return machine->message.c_str(); }
+EXPORT const char *gd_message(Machine *machine) { return machine->message; }
 
 EXPORT int32_t gd_peek(Machine *machine, uint32_t region, uint64_t offset, uint64_t count,
                        uint8_t *out) {
@@ -333,18 +358,18 @@ EXPORT int32_t gd_peek(Machine *machine, uint32_t region, uint64_t offset, uint6
 
 // The recorded events; they are dropped by gd_forget.
 EXPORT uint64_t gd_retirements(Machine *machine, const Retirement **events) {
-  *events = machine->retirements.data();
-  return machine->retirements.size();
+  *events = machine->retirements.data;
+  return machine->retirements.count;
 }
 
 EXPORT uint64_t gd_activity(Machine *machine, const Activity **events) {
-  *events = machine->activity.data();
-  return machine->activity.size();
+  *events = machine->activity.data;
+  return machine->activity.count;
 }
 
 EXPORT void gd_forget(Machine *machine, int32_t retirements, int32_t activity) {
-  if (retirements) machine->retirements.clear();
-  if (activity) machine->activity.clear();
+  if (retirements) machine->retirements.count = 0;
+  if (activity) machine->activity.count = 0;
 }
 
 // Start to write waves; 0 where the build has none or the file cannot be written.

@@ -97,6 +97,13 @@ class Compiler:
         # loaded by another one that shares the home directory.
         return ("-mcpu=baseline",) if self.origin == "ziglang" else ()
 
+    def command_of(self, *, library: bool) -> tuple[str, ...]:
+        """What to run for C++ that needs the C++ library, or that does not."""
+        # Zig compiles its C++ library at the first use, which takes more than a minute.
+        if self.origin == "ziglang" and not library:
+            return (*self.command[:-1], "cc")
+        return self.command
+
 
 def _version(command: Sequence[str]) -> str | None:
     """What a compiler says for --version; None if it cannot be run or fails."""
@@ -209,7 +216,7 @@ def run_tool(
     Raises
     ------
     ToolError
-        Where it fails: with the command, the exit status and the end of what it printed.
+        Where it fails: with the command, the exit status and beginning and end of what it printed.
     """
     try:
         done = subprocess.run(
@@ -226,7 +233,10 @@ def run_tool(
     except OSError as error:
         raise ToolError(f"{what}: cannot run {command[0]!r}: {error}") from error
     if done.returncode != 0:
-        tail = "\n".join(done.stdout.strip().splitlines()[-20:])
+        lines = done.stdout.strip().splitlines()
+        if len(lines) > 40:  # a compiler says what is wrong first, a synthesiser last
+            lines = [*lines[:20], "...", *lines[-20:]]
+        tail = "\n".join(lines)
         raise ToolError(
             f"{what} failed with exit status {done.returncode}\n"
             f"command: {shlex.join(command)}\n{tail}"
