@@ -74,7 +74,7 @@ class Window:
 
 
 def window(config: Config, fields: Mapping[str, int], registers: Mapping[str, int]) -> Window:
-    """The window of an MM: as long as its lanes, reads and writes need (see docs/decisions/0002-exact-timing.md)."""
+    """The window of an MM: as long as its lanes, reads and writes need."""
     out = fields["out"]
     planes = 2 if out in (Out.LOGITS, Out.MASTER, Out.MOMENTUM) else 1
     operands = {_region(registers, "A_BASE"), _region(registers, "B_BASE")}
