@@ -13,11 +13,15 @@ import os
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Generator
 from pathlib import Path
+from typing import Any, cast
 
 from gradiron.errors import ToolError
 
+UNUSED_DAYS = 60
+"""Days after which an entry that nobody looked up is removed."""
 VARIABLE = "GRADIRON_CACHE"
 """Environment variable that names another folder."""
 
@@ -46,6 +50,14 @@ def digest(*parts: str | bytes) -> str:
     return total.hexdigest()
 
 
+def _used(place: Path) -> float:
+    """When a file was last written or looked up; 0 if there is none."""
+    try:
+        return place.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
 class Cache:
     """Files in a folder, each found by a key.
 
@@ -61,13 +73,18 @@ class Cache:
     def lookup(self, key: str) -> Path | None:
         """The file of a key; None where there is none or where it is not what was stored."""
         try:
-            manifest = json.loads((self.folder / f"{key}.json").read_text("utf-8"))
+            place = self.folder / f"{key}.json"
+            manifest = json.loads(place.read_text("utf-8"))
             path = self.folder / str(manifest["file"])
             content = path.read_bytes()
             stored = str(manifest["sha256"])
         except (OSError, ValueError, KeyError, TypeError):
             return None
-        return path if hashlib.sha256(content).hexdigest() == stored else None
+        if hashlib.sha256(content).hexdigest() != stored:
+            return None
+        with contextlib.suppress(OSError):
+            os.utime(place)
+        return path
 
     def store(self, key: str, built: Path) -> Path:
         """Move a file into the cache and return its place there.
@@ -81,7 +98,40 @@ class Cache:
         manifest = built.with_suffix(".json")
         manifest.write_text(json.dumps({"file": name, "sha256": sha256}), "utf-8")
         os.replace(manifest, self.folder / f"{key}.json")
+        self._prune()
         return self.folder / name
+
+    def _prune(self) -> None:
+        """Remove what was not looked up for a long time."""
+        oldest = time.time() - UNUSED_DAYS * 86400
+        with contextlib.suppress(OSError):
+            for place in self.folder.iterdir():
+                kept = place.with_name(f"{place.name.partition('-')[0]}.json")
+                if max(_used(place), _used(kept)) >= oldest:
+                    continue
+                if place.is_dir():  # left by a build that was killed
+                    shutil.rmtree(place, ignore_errors=True)
+                else:
+                    place.unlink(missing_ok=True)
+
+    def remember(self, name: str, value: dict[str, Any]) -> None:
+        """Keep a few facts under a name; where that is not possible, do without."""
+        with contextlib.suppress(OSError):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            handle, path = tempfile.mkstemp(prefix=".fact-", dir=self.folder)
+            with open(handle, "w", encoding="utf-8") as file:
+                json.dump(value, file)
+            os.replace(path, self.folder / f"fact-{name}")
+
+    def recall(self, name: str) -> dict[str, Any]:
+        """The facts under a name; none where nothing was kept."""
+        place = self.folder / f"fact-{name}"
+        try:
+            value = json.loads(place.read_text("utf-8"))
+            os.utime(place)
+        except (OSError, ValueError):
+            return {}
+        return cast(dict[str, Any], value) if isinstance(value, dict) else {}
 
     def discard(self, key: str) -> None:
         """Forget a key."""

@@ -37,9 +37,12 @@ Progress = Callable[[str], None]
 # feedback loop and then evaluates everything twice a cycle.
 _PASSES = (
     "hierarchy -top top; proc; memory_unpack; flatten; opt -full; opt_merge; splitnets -driver; "
-    "opt_clean -purge; write_cxxrtl -O6 -g0"
+    "opt_clean -purge"
 )
-_WAVE_PASSES = "hierarchy -top top; proc; memory_unpack; flatten; opt_clean; write_cxxrtl -O6 -g4"
+_WAVE_PASSES = "hierarchy -top top; proc; memory_unpack; flatten; opt_clean"
+_FEEDBACK = re.compile(r"contains feedback arcs through wires:\n((?:  \S.*\n)+)")
+_ATTEMPTS = 8
+"""At cutting words whose upper bits depend on their lower bits."""
 _FLAGS = ("-std=c++17", "-fPIC", "-fvisibility=hidden", "-DNDEBUG", "-w")
 _FAST_FLAGS = ("-fno-exceptions", "-fno-rtti", "-fno-threadsafe-statics")
 _ABI = 2
@@ -49,6 +52,8 @@ _CHUNK = 1 << 18
 _DONE, _REFUSED, _NO_ANSWER, _CHECK_FAILED, _LIMIT = range(5)
 
 _LANE = re.compile(r"memory_p_\w*region(\d+)__lane(\d+)\w*")
+_INPUTS = ("cxxrtl.py", "cxxrtl_source.py", "netlist.py", "cxxrtl_driver.cc", "cxxrtl_fast.h")
+"""Files of this package that decide what a build looks like."""
 _OUTPUTS = (
     "req_ready",
     "rsp_valid",
@@ -116,6 +121,31 @@ def _design_header(source: Source, config: Config, waves: bool) -> str:
             "",
         ]
     )
+
+
+def _translate(work: Path, waves: bool) -> str:
+    """The C++ of the design in "design.il"."""
+    passes = f"read_rtlil design.il; {_WAVE_PASSES if waves else _PASSES}"
+    for _ in range(_ATTEMPTS):
+        log = toolchain.run_tool(
+            [
+                *toolchain.yosys_command(),
+                "-p",
+                f"{passes}; write_rtlil settled.il; "
+                f"write_cxxrtl -O6 -g{4 if waves else 0} design.cc",
+            ],
+            what="yosys (translation to C++)",
+            cwd=work,
+        )
+        found = _FEEDBACK.search(log)
+        if found is None or waves:
+            break
+        # Cut these words and what drives them into bits. A name stands for itself but for the
+        # characters that mean something in a selection.
+        names = (re.sub(r"[^\w$.]", "?", name.strip()) for name in found[1].splitlines())
+        cut = " ".join(f"w:{name} %ci1" for name in names)
+        passes = f"read_rtlil settled.il; splitcells {cut}; splitnets -driver; opt_clean -purge"
+    return (work / "design.cc").read_text("utf-8")
 
 
 def _compile(work: Path, source: Source, compiler: toolchain.Compiler, waves: bool) -> Path:
@@ -194,42 +224,51 @@ def build(
     # First what may be missing: hardware that is described and not used makes Amaranth complain.
     compiler = toolchain.find_compiler()
     toolchain.yosys_command()
-    machine = default_component(config) if component is None else component
-    check_ports(machine)
-    passes = _WAVE_PASSES if waves else _PASSES
-    report(f"describing the {config.array} machine")
-    rtlil = to_rtlil(machine)
-    key = digest(
-        rtlil,
-        _package_file("cxxrtl_driver.cc"),
-        _package_file("cxxrtl_fast.h"),
-        _package_file("cxxrtl_source.py"),
-        _package_file("cxxrtl.py"),
-        passes,
+    store = Cache() if cache is None else cache
+    inputs = (
+        *(_package_file(name) for name in _INPUTS),
         "\0".join(compiler.command),
         compiler.version,
         repr(sorted(toolchain.tool_versions().items())),
         sys.platform,
         f"{config.word_bytes} {config.lane_bytes} {waves} {fast}",
-    )[:40]
+    )
+    # Describing the hardware takes seconds: the same description, word by word, gives the same.
+    shortcut = ""
+    if component is None:
+        shortcut = digest(*inputs, *_description(), repr(config))[:40]
+        known = store.recall(shortcut)
+        path = store.lookup(str(known.get("key", "")))
+        if path is not None:
+            seconds = time.monotonic() - begin
+            return Build(path, known["key"], True, seconds, compiler, tuple(known["units"]))
+    machine = default_component(config) if component is None else component
+    check_ports(machine)
+    report(f"describing the {config.array} machine")
+    rtlil = to_rtlil(machine)
+    key = digest(rtlil, *inputs)[:40]
 
     def make(work: Path) -> Path:
         (work / "design.il").write_text(rtlil, "utf-8")
         report(f"translating the {config.array} machine to C++ (a minute at the very first time)")
-        toolchain.run_tool(
-            [*toolchain.yosys_command(), "-q", "-p", f"read_rtlil design.il; {passes} design.cc"],
-            what="yosys (translation to C++)",
-            cwd=work,
-        )
-        source = arrange((work / "design.cc").read_text("utf-8"), fast=fast and not waves)
+        source = arrange(_translate(work, waves), fast=fast and not waves)
         (work / "design.h").write_text(_design_header(source, config, waves), "utf-8")
         report(f"compiling the {config.array} machine with {compiler.origin}")
         return _compile(work, source, compiler, waves)
 
-    store = Cache() if cache is None else cache
     path, cached = store.get(key, make)
-    seconds = time.monotonic() - begin
-    return Build(path, key, cached, seconds, compiler, unit_names(machine))
+    units = unit_names(machine)
+    if shortcut:
+        store.remember(shortcut, {"key": key, "units": units})
+    return Build(path, key, cached, time.monotonic() - begin, compiler, units)
+
+
+def _description() -> list[str]:
+    """The Python text that the core is described in."""
+    folders = ("gradiron_hw", "gradiron.arch")
+    roots = [Path(str(importlib.resources.files(name))) for name in folders]
+    files = sorted(path for root in roots for path in root.glob("*.py"))
+    return [text for path in files for text in (path.name, path.read_text("utf-8"))]
 
 
 def _quiet(text: str) -> None:

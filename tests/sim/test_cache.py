@@ -6,6 +6,7 @@ import concurrent.futures
 import os
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -137,6 +138,37 @@ def test_where_builds_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(cache.sys, "platform", "win32")
     monkeypatch.setenv("LOCALAPPDATA", str(tmp_path / "local"))
     assert cache.default_folder() == tmp_path / "local" / "gradiron" / "Cache"
+
+
+def test_what_nobody_looks_up_is_removed_in_time(tmp_path: Path) -> None:
+    store = Cache(tmp_path)
+    for key in ("old", "used"):
+        store.get(key, writer(b"content", []))
+    store.remember("facts", {"a": 1})
+    (tmp_path / ".build-killed").mkdir()
+    past = time.time() - (cache.UNUSED_DAYS + 1) * 86400
+    for place in tmp_path.iterdir():
+        os.utime(place, (past, past))
+    assert store.lookup("used") is not None
+    store.get("new", writer(b"content", []))
+    assert store.lookup("old") is None
+    assert store.lookup("used") is not None
+    assert store.recall("facts") == {}
+    names = {place.name.partition("-")[0] for place in tmp_path.iterdir()}
+    assert names == {"used", "used.json", "new", "new.json", ".new.lock"} - (
+        {".new.lock"} if sys.platform == "win32" else set()
+    )
+
+
+def test_facts(tmp_path: Path) -> None:
+    store = Cache(tmp_path / "folder")
+    assert store.recall("name") == {}
+    store.remember("name", {"key": "abc", "units": ["a", "b"]})
+    assert store.recall("name") == {"key": "abc", "units": ["a", "b"]}
+    (tmp_path / "folder" / "fact-name").write_text("[1]")
+    assert store.recall("name") == {}
+    (tmp_path / "file").write_text("x")
+    Cache(tmp_path / "file").remember("name", {})
 
 
 def test_the_digest_tells_parts_apart() -> None:

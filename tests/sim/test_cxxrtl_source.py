@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import gradiron_hw
 from gradiron.arch import isa
-from gradiron.arch.config import Config
+from gradiron.arch.config import Config, simulation_config
 from gradiron.errors import DeviceError, ToolError
 from gradiron_sim import cxxrtl, toolchain
 from gradiron_sim.cache import Cache
@@ -191,3 +193,41 @@ def test_what_is_not_known_is_left_alone(generated: str, old: str, new: str) -> 
     assert source.feedback == ("converged = false" in new)
     if "p_other" not in new:
         assert source.registered == arrange(generated).registered
+
+
+def test_the_description_of_the_hardware_is_all_in_the_shortcut() -> None:
+    # A build is found again without describing the hardware anew, by the text of these packages.
+    pattern = re.compile(r"^\s*(?:from|import) (gradiron[\w.]*)", re.MULTILINE)
+    folder = Path(gradiron_hw.__file__).parent
+    used = {name for path in folder.glob("*.py") for name in pattern.findall(path.read_text())}
+    assert all(
+        name.startswith(("gradiron_hw", "gradiron.arch")) or name == "gradiron.errors"
+        for name in used
+    )
+    assert not [path for path in folder.iterdir() if path.is_dir() and path.name != "__pycache__"]
+
+
+def test_a_build_of_the_core_is_found_without_describing_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = Config(rows=2, cols=2, regions=(256,), acc_depth=16, program_words=64)
+    with CxxrtlDevice(config, cache=Cache(tmp_path)) as device:
+        assert device.rearranged
+        first = device.build
+    assert not first.cached
+    with monkeypatch.context() as patch:
+        patch.setattr(cxxrtl, "to_rtlil", lambda machine: pytest.fail("described again"))
+        with CxxrtlDevice(config, cache=Cache(tmp_path)) as device:
+            assert device.build.cached
+            assert device.build.key == first.key
+            assert device.units == first.units
+    with monkeypatch.context() as patch:
+        patch.setattr(cxxrtl, "_description", lambda: ["another text"])
+        assert cxxrtl.build(config, cache=Cache(tmp_path)).key == first.key
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("array", ["2x16", "8x8", "16x2", "16x16"])
+def test_every_core_is_rearranged(array: str, tmp_path: Path) -> None:
+    with CxxrtlDevice(simulation_config(array), cache=Cache(tmp_path)) as device:
+        assert device.rearranged
