@@ -39,7 +39,7 @@ _PASSES = (
     "hierarchy -top top; proc; memory_unpack; flatten; opt -full; opt_merge; splitnets -driver; "
     "opt_clean -purge"
 )
-_WAVE_PASSES = "hierarchy -top top; proc; memory_unpack; flatten; opt_clean"
+_WAVE_PASSES = "hierarchy -top top; proc; memory_unpack; flatten; opt_expr; opt_merge; opt_clean"
 _FEEDBACK = re.compile(r"contains feedback arcs through wires:\n((?:  \S.*\n)+)")
 _ATTEMPTS = 8
 """At cutting words whose upper bits depend on their lower bits."""
@@ -152,7 +152,8 @@ def _compile(work: Path, source: Source, compiler: toolchain.Compiler, waves: bo
     """The library of a design whose "design.h" is written."""
     command = compiler.command_of(library=not source.fast)
     flags = [*_FLAGS, *compiler.flags, *(_FAST_FLAGS if source.fast else ())]
-    flags.append("-O1" if waves else "-O2")
+    # Anything above takes minutes on the text that CXXRTL writes for debugging.
+    flags.append("-Og" if waves else "-O2")
     if not source.fast:
         flags.append(f"-I{toolchain.cxxrtl_include()}")
     (work / "top.h").write_text(f"#pragma once\n{source.header}", "utf-8")

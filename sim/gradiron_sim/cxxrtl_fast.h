@@ -37,8 +37,9 @@ struct value : public expression<value<Bits>> {
   static constexpr bool narrow = Bits <= 64;
   // Bits of the highest word that are used.
   static constexpr uint64_t top = Bits == 0 ? 0 : ones((Bits - 1) % 64 + 1);
-  typedef typename choose<(Bits <= 8), uint8_t, typename choose<(Bits <= 16), uint16_t,
-      typename choose<(Bits <= 32), uint32_t, uint64_t>::type>::type>::type word;
+  // Not 16 bits: instructions with operands of that size stall the decoder of many processors.
+  typedef typename choose<(Bits <= 8), uint8_t,
+      typename choose<(Bits <= 32), uint32_t, uint64_t>::type>::type word;
 
   word data[words];
 
