@@ -7,7 +7,7 @@
 
 #include <stdint.h>
 
-#define GRADIRON_ISA_VERSION 1u
+#define GRADIRON_ISA_VERSION 2u
 #define GRADIRON_DEVICE_ID 0x47524431u           /* CSR ID */
 #define GRADIRON_OPCODE_SHIFT 24
 #define GRADIRON_OPERAND_MASK 0xffffffu
@@ -38,30 +38,49 @@
 #define GRADIRON_MM_PASS_OTHER 3u
 #define GRADIRON_MM_TRANSPOSED_SHIFT 2           /* reduce over pixels instead of over taps (weight gradient) */
 #define GRADIRON_MM_TRANSPOSED_MASK 0x00000004u
-#define GRADIRON_MM_B_SHIFT 3                    /* how the stationary operand is stored */
-#define GRADIRON_MM_B_MASK 0x00000008u
+#define GRADIRON_MM_B_SHIFT 3                    /* the stationary operand */
+#define GRADIRON_MM_B_MASK 0x00000038u
 #define GRADIRON_MM_B_ROWS 0u
 #define GRADIRON_MM_B_COLUMNS 1u
-#define GRADIRON_MM_OUT_SHIFT 4                  /* what becomes of the accumulators */
-#define GRADIRON_MM_OUT_MASK 0x00000070u
+#define GRADIRON_MM_B_DIAGONAL 2u
+#define GRADIRON_MM_B_IDENTITY 3u
+#define GRADIRON_MM_B_GATE 4u
+#define GRADIRON_MM_OUT_SHIFT 6                  /* what becomes of the accumulators */
+#define GRADIRON_MM_OUT_MASK 0x000001c0u
 #define GRADIRON_MM_OUT_INT8 0u
 #define GRADIRON_MM_OUT_LOGITS 1u
 #define GRADIRON_MM_OUT_MASTER 2u
 #define GRADIRON_MM_OUT_INT8_WEIGHTS 3u
 #define GRADIRON_MM_OUT_MOMENTUM 4u
-#define GRADIRON_MM_ROUND_SHIFT 7                /* rounding of the result */
-#define GRADIRON_MM_ROUND_MASK 0x00000180u
+#define GRADIRON_MM_OUT_POOLED 5u
+#define GRADIRON_MM_OUT_MEASURE 6u
+#define GRADIRON_MM_OUT_LOSS 7u
+#define GRADIRON_MM_ROUND_SHIFT 9                /* rounding of the result */
+#define GRADIRON_MM_ROUND_MASK 0x00000600u
 #define GRADIRON_MM_ROUND_RN 0u
 #define GRADIRON_MM_ROUND_RT 1u
 #define GRADIRON_MM_ROUND_SR 2u
-#define GRADIRON_MM_RELU_SHIFT 9                 /* replace negative accumulators by zero */
-#define GRADIRON_MM_RELU_MASK 0x00000200u
-#define GRADIRON_MM_BIAS_SHIFT 10                /* add the bias (or, transposed, update it) */
-#define GRADIRON_MM_BIAS_MASK 0x00000400u
-#define GRADIRON_MM_MASK_SHIFT 11                /* zero the result where the mask tensor is not positive */
-#define GRADIRON_MM_MASK_MASK 0x00000800u
-#define GRADIRON_MM_TRACK_SHIFT 12               /* last part of its tensor: update the exponent tracker */
-#define GRADIRON_MM_TRACK_MASK 0x00001000u
+#define GRADIRON_MM_RELU_SHIFT 11                /* replace negative accumulators by zero */
+#define GRADIRON_MM_RELU_MASK 0x00000800u
+#define GRADIRON_MM_BIAS_SHIFT 12                /* add the bias (or, transposed, update it) */
+#define GRADIRON_MM_BIAS_MASK 0x00001000u
+#define GRADIRON_MM_MASK_SHIFT 13                /* zero the result where the mask tensor is not positive */
+#define GRADIRON_MM_MASK_MASK 0x00002000u
+#define GRADIRON_MM_SKIP_SHIFT 14                /* a second operand of the result's shape */
+#define GRADIRON_MM_SKIP_MASK 0x0000c000u
+#define GRADIRON_MM_SKIP_NONE 0u
+#define GRADIRON_MM_SKIP_ADD 1u
+#define GRADIRON_MM_SKIP_SUBTRACT 2u
+#define GRADIRON_MM_TRACK_SHIFT 16               /* last part of its tensor: update the exponent tracker */
+#define GRADIRON_MM_TRACK_MASK 0x00030000u
+#define GRADIRON_MM_TRACK_NONE 0u
+#define GRADIRON_MM_TRACK_TRACK 1u
+#define GRADIRON_MM_TRACK_FIT 2u
+#define GRADIRON_MM_SCALE_SHIFT 18               /* exponent of an int8 result */
+#define GRADIRON_MM_SCALE_MASK 0x000c0000u
+#define GRADIRON_MM_SCALE_TRACKER 0u
+#define GRADIRON_MM_SCALE_OPERAND 1u
+#define GRADIRON_MM_SCALE_PRODUCT 2u
 #define GRADIRON_LOSS_PASS_SHIFT 0               /* pass under which cycles are counted */
 #define GRADIRON_LOSS_PASS_MASK 0x00000003u
 #define GRADIRON_LOSS_PASS_FORWARD 0u
@@ -108,9 +127,11 @@
 #define GRADIRON_REG_V_LO 31u                    /* momentum: low plane */
 #define GRADIRON_REG_V_BIAS 32u                  /* momentum of the biases: int32, little-endian */
 #define GRADIRON_REG_P_BASE 33u                  /* LOSS: predicted classes, one byte per sample */
-#define GRADIRON_REG_EXP 34u                     /* exponent table indices: A 5:0, B 11:6, result 17:12, spare */
+#define GRADIRON_REG_EXP 34u                     /* exponent table indices: A 5:0, B 11:6, result 17:12, skip 23:18 */
 #define GRADIRON_REG_PAD 35u                     /* value read outside the bounds */
 #define GRADIRON_REG_SHIFT 36u                   /* added to update shifts: ceil(log2 batch) */
+#define GRADIRON_REG_S_BASE 37u                  /* skip tensor, element by element as the result */
+#define GRADIRON_REG_GATE 38u                    /* gate: low four bits of the bytes that open it */
 
 /* Control and status registers. */
 #define GRADIRON_CSR_ID 0u                       /* 0x47524431 ('GRD1') */
@@ -150,6 +171,7 @@
 #define GRADIRON_ERROR_LABEL_RANGE 8u
 #define GRADIRON_ERROR_ACCUMULATOR_DEPTH 9u
 #define GRADIRON_ERROR_UNSUPPORTED 10u
+#define GRADIRON_ERROR_REGION_CONFLICT 11u
 
 /* States of the machine. */
 #define GRADIRON_STATE_IDLE 0u
@@ -179,8 +201,8 @@
 #define GRADIRON_FIELD(value, shift, mask) (((uint32_t)(value) << (shift)) & (mask))
 #define GRADIRON_ADDRESS(region, offset) \
     ((uint32_t)(region) << 22 | (uint32_t)(offset))
-#define GRADIRON_TENSOR_NUMBERS(a, b, o) \
-    ((uint32_t)(a) << 0 | (uint32_t)(b) << 6 | (uint32_t)(o) << 12)
+#define GRADIRON_TENSOR_NUMBERS(a, b, o, s) \
+    ((uint32_t)(a) << 0 | (uint32_t)(b) << 6 | (uint32_t)(o) << 12 | (uint32_t)(s) << 18)
 #define GRADIRON_SET(reg, value) \
     ((GRADIRON_OP_SET + (uint32_t)(reg)) << GRADIRON_OPCODE_SHIFT | \
      ((uint32_t)(value) & GRADIRON_OPERAND_MASK))
@@ -195,7 +217,7 @@
     ((uint32_t)GRADIRON_OP_WAIT << GRADIRON_OPCODE_SHIFT)
 #define GRADIRON_STEP() \
     ((uint32_t)GRADIRON_OP_STEP << GRADIRON_OPCODE_SHIFT)
-#define GRADIRON_MM(pass, transposed, b, out, round, relu, bias, mask, track) \
+#define GRADIRON_MM(pass, transposed, b, out, round, relu, bias, mask, skip, track, scale) \
     ((uint32_t)GRADIRON_OP_MM << GRADIRON_OPCODE_SHIFT | \
      GRADIRON_FIELD(pass, GRADIRON_MM_PASS_SHIFT, GRADIRON_MM_PASS_MASK) | \
      GRADIRON_FIELD(transposed, GRADIRON_MM_TRANSPOSED_SHIFT, GRADIRON_MM_TRANSPOSED_MASK) | \
@@ -205,7 +227,9 @@
      GRADIRON_FIELD(relu, GRADIRON_MM_RELU_SHIFT, GRADIRON_MM_RELU_MASK) | \
      GRADIRON_FIELD(bias, GRADIRON_MM_BIAS_SHIFT, GRADIRON_MM_BIAS_MASK) | \
      GRADIRON_FIELD(mask, GRADIRON_MM_MASK_SHIFT, GRADIRON_MM_MASK_MASK) | \
-     GRADIRON_FIELD(track, GRADIRON_MM_TRACK_SHIFT, GRADIRON_MM_TRACK_MASK))
+     GRADIRON_FIELD(skip, GRADIRON_MM_SKIP_SHIFT, GRADIRON_MM_SKIP_MASK) | \
+     GRADIRON_FIELD(track, GRADIRON_MM_TRACK_SHIFT, GRADIRON_MM_TRACK_MASK) | \
+     GRADIRON_FIELD(scale, GRADIRON_MM_SCALE_SHIFT, GRADIRON_MM_SCALE_MASK))
 #define GRADIRON_LOSS(pass, grad, predict) \
     ((uint32_t)GRADIRON_OP_LOSS << GRADIRON_OPCODE_SHIFT | \
      GRADIRON_FIELD(pass, GRADIRON_LOSS_PASS_SHIFT, GRADIRON_LOSS_PASS_MASK) | \

@@ -130,7 +130,9 @@ class Core(wiring.Component):
         mode = Signal()
         seed, step, loss_sum = Signal(32), Signal(32), Signal(32)
         rate = Signal(signed(6))
-        regs = Signal(descriptor_layout(config))
+        regs = Signal(
+            descriptor_layout(config), init={r.name: r.reset for r in REGISTERS if r.reset}
+        )
         mm = Signal(mm_layout())
         is_loss = Signal()
         loss_grad, loss_predict = Signal(), Signal()
@@ -570,8 +572,6 @@ class Core(wiring.Component):
                     with m.If(control[CONTROL_START] & idle_now):
                         m.d.comb += starting.eq(1)
                         m.d.sync += [state.eq(MachineState.RUNNING), pc.eq(entry), depth.eq(0)]
-                        for r in REGISTERS:
-                            m.d.sync += regs[r.name].eq(r.reset)
                     with m.Elif(control[CONTROL_RESUME] & waiting):
                         m.d.sync += state.eq(MachineState.RUNNING)
         return m

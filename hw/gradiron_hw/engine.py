@@ -14,6 +14,7 @@ from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
 from gradiron.arch.config import Config
+from gradiron.arch.isa import BMode
 from gradiron_hw.array import MacArray, Transposer, array_latency, ones
 from gradiron_hw.descriptor import bundle
 from gradiron_hw.memory import read_channel
@@ -111,7 +112,7 @@ class ProductEngine(wiring.Component):
             array.x.eq(Mux(stream.tag.ones, ones(config), Mux(transposed, transposer.o, stream.x))),
             array.swap.eq(entering.valid & entering.swap),
             array.load.eq(stream.load),
-            array.by_columns.eq(self.d.mm.b),
+            array.by_columns.eq(self.d.mm.b == BMode.COLUMNS),
             array.b.eq(stream.b_word),
         ]
 

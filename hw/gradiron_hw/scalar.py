@@ -13,6 +13,7 @@ from amaranth.lib.wiring import In, Out
 
 from gradiron.arch.config import TENSORS, Config
 from gradiron.arch.isa import Out as Result
+from gradiron.arch.isa import Track
 from gradiron.arch.numerics import (
     BIAS_EXPONENT,
     EXPONENT_MAX,
@@ -138,7 +139,7 @@ class ScalarUnit(wiring.Component):
             m.d.comb += after.exponent.eq(LOGIT_EXPONENT)
         with m.Elif(mm.out == Result.INT8):
             m.d.comb += after.exponent.eq(used)
-            with m.If(mm.track & (self.largest != 0)):
+            with m.If((mm.track == Track.TRACK) & (self.largest != 0)):
                 with m.If(need > kept.tracker):
                     m.d.comb += [after.tracker.eq(need), after.low.eq(0)]
                 with m.Elif(need == kept.tracker):
@@ -200,7 +201,7 @@ class ScalarUnit(wiring.Component):
                             write.addr.eq(index_o),
                             write.data.eq(after),
                             write.en.eq(~self.is_loss | self.loss_grad),
-                            self.forget.eq(~self.is_loss & mm.track & (mm.out == Result.INT8)),
+                            self.forget.eq(~self.is_loss & (mm.track == Track.TRACK) & (mm.out == Result.INT8)),
                         ]
                 with m.If(self.clear):
                     m.next = "idle"

@@ -19,6 +19,7 @@ from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from gradiron.arch.config import Config
+from gradiron.arch.isa import BMode
 from gradiron_hw.descriptor import bundle, offset_of, region_of
 from gradiron_hw.memory import read_channel
 
@@ -92,7 +93,7 @@ class Stream(wiring.Component):
         rows, cols, size, bits = config.rows, config.cols, config.word_bytes, config.offset_bits
         row_bits = rows.bit_length() - 1
         r, mm = self.d.regs, self.d.mm
-        transposed, by_columns = mm.transposed, mm.b
+        transposed, by_columns = mm.transposed, mm.b == BMode.COLUMNS
 
         def offset_register(name: str) -> Signal:
             return Signal(signed(bits), name=name)

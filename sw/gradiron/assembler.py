@@ -190,14 +190,14 @@ def _set(operands: Sequence[str], config: Config) -> int:
 
 
 def _tensors(register: str, operands: Sequence[str]) -> dict[str, int]:
-    """The operands a=, b=, o= of SET EXP."""
+    """The operands a=, b=, o=, s= of SET EXP."""
     indices: dict[str, int] = {}
     messages: list[str] = []
     for operand in operands:
         key, _, text = (part.strip() for part in operand.partition("="))
         value = _number(text)
-        if key not in ("a", "b", "o"):
-            messages.append(f"SET {register}: {operand!r} is none of a=, b=, o=")
+        if key not in ("a", "b", "o", "s"):
+            messages.append(f"SET {register}: {operand!r} is none of a=, b=, o=, s=")
         elif key in indices:
             messages.append(f"SET {register}: {key} is given twice")
         elif value is None:
@@ -354,9 +354,8 @@ def _value(register: isa.Register, value: int) -> str:
         region, offset = isa.split_address(value)
         return f"{region}:{offset:#x}"
     if register.kind == isa.Kind.TENSORS:
-        a, b, o = isa.unpack_tensors(value)
-        # The spare bits have no name.
-        return f"a={a}, b={b}, o={o}" if isa.pack_tensors(a, b, o) == value else f"{value:#x}"
+        a, b, o, s = isa.unpack_tensors(value)
+        return f"a={a}, b={b}, o={o}" + (f", s={s}" if s else "")
     return str(value)
 
 

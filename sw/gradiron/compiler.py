@@ -2,8 +2,7 @@
 
 `compile_graph` derives the steps, plans the memory and emits a straight line of SET, MM, LOSS and
 STEP for each entry: "train" (one whole training step) and "infer" (predictions, trackers left
-alone). SETs are delta-coded: a register is written only where its value changes, starting from the
-values that a start of the program gives it. `gemm_program` makes one product for measurements.
+alone). SETs are delta-coded: a register is written only where its value changes or is not known yet. `gemm_program` makes one product for measurements.
 
 A product with more rows than the machine has accumulators becomes several instructions here; which
 ones, changes time and never a bit.
@@ -20,7 +19,6 @@ import numpy.typing as npt
 
 from gradiron.arch.config import Config
 from gradiron.arch.isa import (
-    REGISTERS,
     BMode,
     Out,
     Pass,
@@ -39,6 +37,11 @@ if TYPE_CHECKING:
     from gradiron.device import Device
 
 MAX_MM_DIMENSION = 65535
+OPTIONAL_REGISTERS = (
+    *("A_SN", "A_SY", "A_SX", "A_TY", "A_TX", "B_TY", "B_TX", "O_S2", "O_S1", "O_S0", "PAD"),
+)
+"""Registers of an MM that get a defined value once, also where a product does not need them: a
+machine with two-byte lanes looks at all of them."""
 
 
 @dataclass(frozen=True)
@@ -233,7 +236,7 @@ class _Emitter:
     def begin(self, entry: str) -> None:
         self.entry = entry
         self.entries[entry] = len(self.words)
-        self.registers = {register.name: register.reset for register in REGISTERS}
+        self.registers = {}
 
     def put(self, word: int, origin: Origin, comment: str = "") -> None:
         if comment:
@@ -245,7 +248,7 @@ class _Emitter:
         """Make registers hold values; a string is the address of the tensor of that name."""
         for name, given in values.items():
             value = self.plan.address(given) if isinstance(given, str) else given
-            if self.registers[name] != value:
+            if self.registers.get(name) != value:
                 self.registers[name] = value
                 comment = given if isinstance(given, str) else ""
                 self.put(encode_set(name, value, self.config), origin, comment)
@@ -310,6 +313,9 @@ class _Emitter:
         for count, name, step in outer:
             if count > 1:
                 values[name] = step
+        for name in OPTIONAL_REGISTERS:
+            if name not in self.registers:
+                values.setdefault(name, 0)
         bias = part.bias and bool(product.bias)
         for name, tensor in (
             ("O_LO", o.low),

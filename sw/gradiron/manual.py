@@ -82,7 +82,7 @@ counted apart.
 Bits 31:24 of a word are the opcode, bits 23:0 the operand. Reserved bits must be zero.
 """
 _SET_ACTION = """\
-The register takes the value and keeps it until the next SET of the same register or the next start
+The register takes the value and keeps it until the next SET of the same register, also over the end
 of a program. The other instructions only read registers."""
 _SET_EDGE_CASES = """\
 A number that no register has stops the machine with ILLEGAL_OPCODE, a value outside the range of
@@ -116,7 +116,7 @@ _KIND_RANGES: dict[isa.Kind, str] = {
     isa.Kind.STRIDE: f"-{_HALF} to {_HALF} - 1",
     isa.Kind.OFFSET: f"0 to {_HALF} - 1",
     isa.Kind.COUNT: "1 to acc_depth",
-    isa.Kind.TENSORS: f"three tensor numbers, each 0 to {TENSORS - 1}",
+    isa.Kind.TENSORS: f"four tensor numbers, each 0 to {TENSORS - 1}",
 }
 
 
@@ -359,9 +359,9 @@ def _pack_macro(instruction: isa.Instruction) -> list[str]:
 
 def header() -> str:
     """The C header: numbers, positions and macros that pack words."""
-    tensor_a, tensor_b, tensor_o = (
-        _position(isa.pack_tensors(**{key: 1})) for key in ("a", "b", "o")
-    )
+    positions = {
+        key.upper(): _position(isa.pack_tensors(**{key: 1})) for key in ("a", "b", "o", "s")
+    }
     lines = [
         "/* The Gradiron instruction set for C and C++.",
         " * Written by `python -m gradiron.manual` from gradiron.arch.isa: change that, not this.",
@@ -416,9 +416,9 @@ def header() -> str:
         "#define GRADIRON_FIELD(value, shift, mask) (((uint32_t)(value) << (shift)) & (mask))",
         "#define GRADIRON_ADDRESS(region, offset) \\",
         f"    ((uint32_t)(region) << {REGION_SHIFT} | (uint32_t)(offset))",
-        "#define GRADIRON_TENSOR_NUMBERS(a, b, o) \\",
-        f"    ((uint32_t)(a) << {tensor_a} | (uint32_t)(b) << {tensor_b} | "
-        f"(uint32_t)(o) << {tensor_o})",
+        "#define GRADIRON_TENSOR_NUMBERS(a, b, o, s) \\",
+        f"    ((uint32_t)(a) << {positions['A']} | (uint32_t)(b) << {positions['B']} | "
+        f"(uint32_t)(o) << {positions['O']} | (uint32_t)(s) << {positions['S']})",
         "#define GRADIRON_SET(reg, value) \\",
         "    ((GRADIRON_OP_SET + (uint32_t)(reg)) << GRADIRON_OPCODE_SHIFT | \\",
         "     ((uint32_t)(value) & GRADIRON_OPERAND_MASK))",

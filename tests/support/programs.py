@@ -392,7 +392,7 @@ def assemble(
     case = Case([])
     case.seed, case.step = (int(v) for v in rng.integers(0, 2**32, 2))
     case.rate = int(rng.integers(-2, 8))
-    known = {register.name: register.reset for register in isa.REGISTERS}
+    known: dict[str, int] = {}
     text: list[str] = []
     depth = 0
 

@@ -281,7 +281,7 @@ def test_addresses():
 def test_tensors():
     for indices in ((0, 0, 0), (63, 0, 0), (0, 63, 0), (0, 0, 63), (1, 2, 3)):
         assert isa.unpack_tensors(isa.pack_tensors(*indices)) == indices
-    assert isa.pack_tensors(63, 63, 63) == (1 << 18) - 1
+    assert isa.pack_tensors(63, 63, 63, 63) == (1 << 24) - 1
     for index in (-1, 64):
         with pytest.raises(AssemblyError) as error:
             isa.pack_tensors(o=index)

@@ -139,7 +139,7 @@ def facts() -> list[tuple[str, int]]:
     for name, argument, value in (
         ("A_BASE", "GRADIRON_ADDRESS(1, 0x100)", isa.make_address(1, 0x100)),
         ("A_SX", "-64", -64),
-        ("EXP", "GRADIRON_TENSOR_NUMBERS(1, 2, 63)", isa.pack_tensors(1, 2, 63)),
+        ("EXP", "GRADIRON_TENSOR_NUMBERS(1, 2, 63, 5)", isa.pack_tensors(1, 2, 63, 5)),
     ):
         pairs.append((f"SET(GRADIRON_REG_{name}, {argument})", isa.encode_set(name, value, config)))
     # -1 in each part of an exponent word fills its mask.

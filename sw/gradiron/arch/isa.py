@@ -18,7 +18,7 @@ from enum import IntEnum
 from gradiron.arch.config import MAX_REGIONS, REGION_SHIFT, TENSORS, Config
 from gradiron.errors import AssemblyError
 
-ISA_VERSION = 1
+ISA_VERSION = 2
 OPCODE_SHIFT = 24
 OPERAND_MASK = (1 << OPCODE_SHIFT) - 1
 SET_OPCODE = 0x40
@@ -40,6 +40,7 @@ class ErrorCause(IntEnum):
     LABEL_RANGE = 8
     ACCUMULATOR_DEPTH = 9
     UNSUPPORTED = 10
+    REGION_CONFLICT = 11
 
 
 ERROR_DOC: dict[ErrorCause, str] = {
@@ -56,6 +57,8 @@ ERROR_DOC: dict[ErrorCause, str] = {
     ErrorCause.ACCUMULATOR_DEPTH: "A group, or the rows of a transposed product, exceed the "
     "accumulator memory.",
     ErrorCause.UNSUPPORTED: "The instruction needs an option that this machine was built without.",
+    ErrorCause.REGION_CONFLICT: "The streamed operand and its gate lie in one region, and both are "
+    "needed in each cycle.",
 }
 
 
@@ -144,10 +147,21 @@ class Pass(IntEnum):
 
 
 class BMode(IntEnum):
-    """How the stationary tile is loaded."""
+    """What the stationary operand is."""
 
     ROWS = 0
     COLUMNS = 1
+    DIAGONAL = 2
+    """One weight per tap and column: depthwise convolution."""
+    IDENTITY = 3
+    """The unit matrix, without a read: pooling, addition, copies."""
+    GATE = 4
+    """The unit matrix, for streamed bytes whose gate is open: the backward pass of max pooling."""
+
+    @property
+    def by_channel(self) -> bool:
+        """Whether column c of the result sees column c of the streamed operand alone."""
+        return self >= BMode.DIAGONAL
 
 
 class Out(IntEnum):
@@ -158,6 +172,39 @@ class Out(IntEnum):
     MASTER = 2
     INT8_WEIGHTS = 3
     MOMENTUM = 4
+    POOLED = 5
+    """The accumulators take the maximum: value and argument to two planes."""
+    MEASURE = 6
+    """Nothing is written; the tracker takes the largest magnitude."""
+    LOSS = 7
+    """The only accumulator goes to the CSR LOSS."""
+
+
+class Skip(IntEnum):
+    """What is done with a second operand of the result's shape."""
+
+    NONE = 0
+    ADD = 1
+    SUBTRACT = 2
+
+
+class Track(IntEnum):
+    """What is done with the tracker of the result after the instruction."""
+
+    NONE = 0
+    TRACK = 1
+    FIT = 2
+    """It becomes what the largest magnitude needs, at once."""
+
+
+class Scale(IntEnum):
+    """Where the exponent of an int8 result comes from."""
+
+    TRACKER = 0
+    OPERAND = 1
+    """It is that of operand A."""
+    PRODUCT = 2
+    """It is that of the accumulators: nothing is shifted."""
 
 
 _PASS = Field("pass", 0, 2, "pass under which cycles are counted", ("forward", "dx", "dw", "other"))
@@ -210,19 +257,42 @@ MM = Instruction(
     (
         _PASS,
         Field("transposed", 2, 1, "reduce over pixels instead of over taps (weight gradient)"),
-        Field("b", 3, 1, "how the stationary operand is stored", ("rows", "columns")),
+        Field(
+            "b",
+            3,
+            3,
+            "the stationary operand",
+            ("rows", "columns", "diagonal", "identity", "gate"),
+        ),
         Field(
             "out",
-            4,
+            6,
             3,
             "what becomes of the accumulators",
-            ("int8", "logits", "master", "int8_weights", "momentum"),
+            (
+                *("int8", "logits", "master", "int8_weights", "momentum"),
+                *("pooled", "measure", "loss"),
+            ),
         ),
-        Field("round", 7, 2, "rounding of the result", ("rn", "rt", "sr")),
-        Field("relu", 9, 1, "replace negative accumulators by zero"),
-        Field("bias", 10, 1, "add the bias (or, transposed, update it)"),
-        Field("mask", 11, 1, "zero the result where the mask tensor is not positive"),
-        Field("track", 12, 1, "last part of its tensor: update the exponent tracker"),
+        Field("round", 9, 2, "rounding of the result", ("rn", "rt", "sr")),
+        Field("relu", 11, 1, "replace negative accumulators by zero"),
+        Field("bias", 12, 1, "add the bias (or, transposed, update it)"),
+        Field("mask", 13, 1, "zero the result where the mask tensor is not positive"),
+        Field("skip", 14, 2, "a second operand of the result's shape", ("none", "add", "subtract")),
+        Field(
+            "track",
+            16,
+            2,
+            "last part of its tensor: update the exponent tracker",
+            ("none", "track", "fit"),
+        ),
+        Field(
+            "scale",
+            18,
+            2,
+            "exponent of an int8 result",
+            ("tracker", "operand", "product"),
+        ),
     ),
     "Tiled int8 matrix product with everything that follows it.",
     "See the section on products.",
@@ -281,18 +351,53 @@ def _rule(reason: str, **when: tuple[int, ...] | int) -> Rule:
 
 
 _UPDATES = (Out.MASTER, Out.INT8_WEIGHTS, Out.MOMENTUM)
+_OTHERS = (Out.POOLED, Out.MEASURE, Out.LOSS)
+_NOT_INT8 = (Out.LOGITS, *_UPDATES, *_OTHERS)
+_NOT_SUMS = (Out.LOGITS, *_UPDATES, Out.POOLED, Out.LOSS)
+"""All but int8 and measure, which see bias, skip and ReLU."""
 
 RULES: tuple[Rule, ...] = (
     _rule("an update needs the transposed product", out=_UPDATES, transposed=0),
-    _rule("a transposed product reads its stationary operand by rows", transposed=1, b=1),
+    _rule(
+        "a transposed product has a stationary operand by rows, or a diagonal",
+        transposed=1,
+        b=(BMode.COLUMNS, BMode.IDENTITY, BMode.GATE),
+    ),
     _rule("an update rounds stochastically", out=_UPDATES, round=(0, 1)),
-    _rule("logits round to nearest", out=Out.LOGITS, round=(1, 2)),
-    _rule("logits come from a plain product", out=Out.LOGITS, transposed=1),
-    _rule("ReLU goes with an int8 result", relu=1, out=(Out.LOGITS, *_UPDATES)),
+    _rule("only int8 results and updates are rounded", out=(Out.LOGITS, *_OTHERS), round=(1, 2)),
+    _rule("this result comes from a plain product", out=(Out.LOGITS, *_OTHERS), transposed=1),
+    _rule("ReLU goes with an int8 result", relu=1, out=_NOT_SUMS),
     _rule("ReLU goes with a plain product", relu=1, transposed=1),
-    _rule("a mask goes with an int8 result", mask=1, out=(Out.LOGITS, *_UPDATES)),
-    _rule("a tracker belongs to an int8 result", track=1, out=(Out.LOGITS, *_UPDATES)),
+    _rule("a mask goes with an int8 result", mask=1, out=_NOT_INT8),
+    _rule("a skip goes with an int8 result", skip=(1, 2), out=_NOT_SUMS),
+    _rule("a skip goes with a plain product", skip=(1, 2), transposed=1),
+    _rule("a tracker belongs to an int8 result", track=1, out=_NOT_INT8),
+    _rule("a tracker needs a result that follows it", track=1, scale=(1, 2)),
+    _rule(
+        "only a measurement is fitted",
+        track=2,
+        out=(Out.INT8, Out.LOGITS, *_UPDATES, Out.POOLED, Out.LOSS),
+    ),
+    _rule("a measurement is fitted", out=Out.MEASURE, track=(0, 1)),
+    _rule(
+        "only an int8 result follows an exponent",
+        scale=(1, 2),
+        out=(Out.LOGITS, *_UPDATES, Out.MEASURE, Out.LOSS),
+    ),
+    _rule("a transposed product follows its tracker", scale=(1, 2), transposed=1),
+    _rule("pooling keeps the exponent", out=Out.POOLED, scale=(0, 2)),
+    _rule(
+        "pooling streams through the unit matrix",
+        out=Out.POOLED,
+        b=(BMode.ROWS, BMode.COLUMNS, BMode.DIAGONAL, BMode.GATE),
+    ),
+    _rule(
+        "a loss is a sum over rows or columns",
+        out=Out.LOSS,
+        b=(BMode.DIAGONAL, BMode.IDENTITY, BMode.GATE),
+    ),
     _rule("a transposed int8 product has no bias", bias=1, transposed=1, out=Out.INT8),
+    _rule("this result has no bias", bias=1, out=(Out.POOLED, Out.LOSS)),
     Rule(
         "MM",
         {"out": frozenset((Out.MOMENTUM,))},
@@ -330,7 +435,10 @@ class Kind(IntEnum):
 
 @dataclass(frozen=True)
 class Register:
-    """A descriptor register; SET writes it, a start of a program resets it."""
+    """A descriptor register; SET writes it, and nothing else changes it.
+
+    `reset` is its value when the machine is switched on.
+    """
 
     name: str
     number: int
@@ -427,11 +535,13 @@ REGISTERS: tuple[Register, ...] = (
     Register("V_LO", 31, _A, "momentum: low plane"),
     Register("V_BIAS", 32, _A, "momentum of the biases: int32, little-endian"),
     Register("P_BASE", 33, _A, "LOSS: predicted classes, one byte per sample"),
-    Register("EXP", 34, Kind.TENSORS, "exponent table indices: A 5:0, B 11:6, result 17:12, spare"),
+    Register("EXP", 34, Kind.TENSORS, "exponent table indices: A 5:0, B 11:6, result 17:12, skip 23:18"),
     Register("PAD", 35, Kind.NUMBER, "value read outside the bounds", limit=127, low=-127),
     Register(
         "SHIFT", 36, Kind.NUMBER, "added to update shifts: ceil(log2 batch)", limit=15, low=-16
     ),
+    Register("S_BASE", 37, _A, "skip tensor, element by element as the result"),
+    Register("GATE", 38, Kind.NUMBER, "gate: low four bits of the bytes that open it", limit=15),
 )
 REGISTER_BY_NAME: dict[str, Register] = {r.name: r for r in REGISTERS}
 REGISTER_BY_NUMBER: dict[int, Register] = {r.number: r for r in REGISTERS}
@@ -449,17 +559,17 @@ def make_address(region: int, offset: int) -> int:
     return region << REGION_SHIFT | offset
 
 
-def pack_tensors(a: int = 0, b: int = 0, o: int = 0) -> int:
-    """Exponent table indices to the operand of SET EXP."""
-    for index in (a, b, o):
+def pack_tensors(a: int = 0, b: int = 0, o: int = 0, s: int = 0) -> int:
+    """Exponent table indices of A, B, result and skip to the operand of SET EXP."""
+    for index in (a, b, o, s):
         if not 0 <= index < TENSORS:
             raise AssemblyError(f"tensor {index}; it must be from 0 to {TENSORS - 1}")
-    return a | b << 6 | o << 12
+    return a | b << 6 | o << 12 | s << 18
 
 
-def unpack_tensors(operand: int) -> tuple[int, int, int]:
+def unpack_tensors(operand: int) -> tuple[int, int, int, int]:
     """The inverse of `pack_tensors`."""
-    return operand & 63, operand >> 6 & 63, operand >> 12 & 63
+    return operand & 63, operand >> 6 & 63, operand >> 12 & 63, operand >> 18 & 63
 
 
 # --- encoding ------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ control unit is decided here:
   machine stops with PROGRAM_END at that word, before any pause or wait.
 * CONTROL.start works in IDLE and HALTED, CONTROL.resume in WAITING and PAUSED, and both are ignored
   elsewhere. Of several CONTROL bits, reset comes first, then clear, start, resume.
-* A start clears the descriptor registers, the loop stack and m; STEP, SEED, RATE, LOSS, exponents,
+* A start clears the loop stack and m; descriptor registers, STEP, SEED, RATE, LOSS, exponents,
   memories and counters stay. A reset leaves everything but state and cause.
 * Single-step mode pauses after every instruction that leaves the machine RUNNING.
 * A read of a CSR number that does not exist gives 0, a write to it is ignored.
@@ -43,7 +43,7 @@ from gradiron.device import (
     pack_status,
 )
 from gradiron.golden.addressing import Fault
-from gradiron.golden.data import RESET_REGISTERS, Data
+from gradiron.golden.data import Data
 from gradiron.golden.loss import Loss
 from gradiron.golden.product import Product
 
@@ -106,7 +106,6 @@ class Machine(Data):
         """CONTROL.start: begin at ENTRY."""
         if self.state not in (MachineState.IDLE, MachineState.HALTED):
             return
-        self.registers.update(RESET_REGISTERS)
         self.loops.clear()
         self.largest = 0
         self.pc = self.entry

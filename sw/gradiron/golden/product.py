@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from gradiron.arch import numerics
-from gradiron.arch.isa import BMode, ErrorCause, Out, split_address, unpack_tensors
+from gradiron.arch.isa import BMode, ErrorCause, Out, Track, split_address, unpack_tensors
 from gradiron.arch.numerics import BIAS_EXPONENT, LOGIT_EXPONENT, Int64, Rounding, Use
 from gradiron.golden.addressing import (
     Fault,
@@ -96,8 +96,8 @@ class Product:
         self.rounding = Rounding(fields["round"])
         self.relu = bool(fields["relu"])
         self.transposed = bool(fields["transposed"])
-        self.track = bool(fields["track"])
-        self.tensor_a, self.tensor_b, self.tensor_o = unpack_tensors(r["EXP"])
+        self.track = fields["track"] == Track.TRACK
+        self.tensor_a, self.tensor_b, self.tensor_o, _ = unpack_tensors(r["EXP"])
         self.shift = r["SHIFT"]
         bias = bool(fields["bias"])
         pixel_counts, keep = pixel_loops(r["N_P"], r["N_Y"], r["N_X"])
