@@ -201,7 +201,9 @@ class ScalarUnit(wiring.Component):
                             write.addr.eq(index_o),
                             write.data.eq(after),
                             write.en.eq(~self.is_loss | self.loss_grad),
-                            self.forget.eq(~self.is_loss & (mm.track == Track.TRACK) & (mm.out == Result.INT8)),
+                            self.forget.eq(
+                                ~self.is_loss & (mm.track == Track.TRACK) & (mm.out == Result.INT8)
+                            ),
                         ]
                 with m.If(self.clear):
                     m.next = "idle"

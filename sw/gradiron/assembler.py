@@ -11,11 +11,11 @@ The language, one instruction a line; all names and ranges come from `gradiron.a
         ENDLOOP
         .word   0x01000000              ; a word as it is, legal or not
 
-Case does not matter in mnemonics and registers. A flag is set by its name; any other field is given
-as `name=value`, where the value is a number or the name of one; the only number of an instruction
-needs no name. What is not given is zero (a count: its minimum). Operands are checked against the
-machine's `Config`, loops against each other, and all problems of a text are reported at once, each
-with its line.
+Case does not matter in mnemonics and registers. A flag is set by its name, and so is a field with a
+value of that name (`track`); any other field is given as `name=value`, where the value is a number
+or the name of one; the only number of an instruction needs no name. What is not given is zero (a
+count: its minimum). Operands are checked against the machine's `Config`, loops against each other,
+and all problems of a text are reported at once, each with its line.
 """
 
 from __future__ import annotations
@@ -255,8 +255,8 @@ def _operand(instruction: isa.Instruction, operand: str) -> tuple[isa.Field, int
             else f"no field is called {key!r}{_hint(key, fields)}"
         )
     field = fields[key]
-    if not equals and field.width == 1 and not field.values:
-        return field, 1
+    if not equals and (field.width == 1 or key in field.values):
+        return field, field.values.index(key) if field.values else 1
     value = field.values.index(text) if text in field.values else _number(text)
     if value is None:
         allowed = ", ".join(field.values) or f"{field.minimum} to {field.maximum}"
@@ -360,8 +360,11 @@ def _value(register: isa.Register, value: int) -> str:
 
 
 def _shown(field: isa.Field, value: int) -> str:
+    if field.quiet and not value:
+        return ""
     if field.values:
-        return f"{field.name}={field.values[value]}"
+        name = field.values[value]
+        return name if name == field.name else f"{field.name}={name}"
     if field.width == 1:
         return field.name if value else ""
     return str(value)

@@ -2,7 +2,8 @@
 
 `compile_graph` derives the steps, plans the memory and emits a straight line of SET, MM, LOSS and
 STEP for each entry: "train" (one whole training step) and "infer" (predictions, trackers left
-alone). SETs are delta-coded: a register is written only where its value changes or is not known yet. `gemm_program` makes one product for measurements.
+alone). SETs are delta-coded: a register is written only where its value changes or is not
+known yet. `gemm_program` makes one product for measurements.
 
 A product with more rows than the machine has accumulators becomes several instructions here; which
 ones, changes time and never a bit.

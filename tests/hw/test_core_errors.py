@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 import numpy as np
@@ -15,7 +16,7 @@ from gradiron.errors import DeviceError, MachineError
 from gradiron_sim.cxxrtl import CxxrtlDevice
 from gradiron_sim.lockstep import Lockstep, run_checked
 from support.machines import FOUR, SINGLE, TWO, golden, name_of, simulated
-from support.programs import Case, random_product, random_sequence
+from support.programs import Case, complete, random_product, random_sequence
 
 HALT, STEP, WAIT, ENDLOOP = (isa.encode(name) for name in ("HALT", "STEP", "WAIT", "ENDLOOP"))
 
@@ -53,7 +54,7 @@ def product_sets(config: Config, changes: dict[str, int]) -> dict[str, int]:
 
 
 def program(config: Config, name: str, sets: dict[str, int], **fields: int) -> Case:
-    words = [isa.encode_set(k, v, config) for k, v in sets.items()]
+    words = [isa.encode_set(k, v, config) for k, v in complete(sets).items()]
     words += [isa.encode(name, config, **fields), HALT]
     rng = np.random.default_rng(1)
     small = rng.integers(-100, 100, 64, dtype=np.int8).tobytes()
@@ -106,10 +107,12 @@ def rule_fields(rule: isa.Rule) -> dict[str, int]:
     """Field values that break this rule and, if possible, no other."""
     fields = [f for f in isa.BY_NAME[rule.instruction].fields if f.name != "pass"]
     best: tuple[int, dict[str, int]] | None = None
-    rng = np.random.default_rng(0)
-    for _ in range(400):
-        values = {f.name: int(rng.integers(f.minimum, f.maximum + 1)) for f in fields}
-        values |= {name: min(allowed) for name, allowed in rule.when.items()}
+    ranges = [
+        (min(rule.when[f.name]),) if f.name in rule.when else range(f.minimum, f.maximum + 1)
+        for f in fields
+    ]
+    for numbers in itertools.product(*ranges):
+        values = {f.name: value for f, value in zip(fields, numbers, strict=True)}
         broken = sum(
             r.matches({"pass": 0, **values})
             for r in isa.RULES
@@ -117,6 +120,8 @@ def rule_fields(rule: isa.Rule) -> dict[str, int]:
         )
         if best is None or broken < best[0]:
             best = broken, values
+        if not broken:
+            break
     assert best is not None
     return best[1]
 

@@ -79,6 +79,10 @@ class Piece:
         return first, Piece("MM", right, self.fields)
 
 
+RESULTS = (Out.INT8, Out.LOGITS, Out.MASTER, Out.INT8_WEIGHTS, Out.MOMENTUM)
+"""The kinds of results that the hardware has."""
+
+
 class NoRoom(ValueError):
     """The tensors of a random program do not fit the memory."""
 
@@ -392,9 +396,10 @@ def assemble(
     case = Case([])
     case.seed, case.step = (int(v) for v in rng.integers(0, 2**32, 2))
     case.rate = int(rng.integers(-2, 8))
-    known: dict[str, int] = {}
     text: list[str] = []
     depth = 0
+    known: dict[str, int] = {}
+    pieces[0].sets = complete(pieces[0].sets)
 
     def put(name: str, **fields: int) -> None:
         case.words.append(isa.encode(name, config, **fields))
@@ -426,6 +431,11 @@ def assemble(
         raise NoRoom
     case.text = "\n".join(text)
     return case
+
+
+def complete(sets: dict[str, int]) -> dict[str, int]:
+    """Values for all registers: what an earlier program left in them must not matter."""
+    return {register.name: register.reset for register in isa.REGISTERS} | sets
 
 
 def state_of(device: Device) -> dict[str, object]:

@@ -1,4 +1,5 @@
 import textwrap
+from itertools import product
 
 import pytest
 from hypothesis import given
@@ -36,6 +37,7 @@ def test_every_form_of_operand():
     assert words_of("SET N_J, 0b1_0") == [0x4F_000002]
     assert words_of("SET EXP, a=1, b=2, o=3") == [0x62_003081]
     assert words_of("SET EXP, o=3") == [0x62_003000]
+    assert words_of("SET EXP, s=63, a=1") == [0x62_FC0001]
     assert words_of("SET EXP, 0xFFFFFF") == [0x62_FFFFFF]
     assert words_of("LOOP 10\nENDLOOP") == [0x02_00000A, 0x03_000000]
     assert words_of("LOOP count=10\nENDLOOP") == words_of("loop 10\nendloop")
@@ -45,6 +47,7 @@ def test_every_form_of_operand():
 
 
 def test_mm_by_names_and_by_numbers():
+    assert words_of("MM track") == words_of("MM track=track") == words_of("MM track=1")
     named = words_of("MM pass=dw, transposed, out=master, round=sr, bias")
     assert named == words_of("mm  pass = 2 ,transposed=1, b=rows, out=2, round=2, relu=0, bias=1")
     assert named == [
@@ -75,11 +78,15 @@ def test_disassembly_reads_well():
         LOOP 10
         MM pass=dw, transposed, out=master, round=sr, bias
         ENDLOOP
+        SET EXP, a=1, b=2, o=3, s=4
+        MM b=identity, skip=add, track
+        MM out=measure, track=fit, skip=subtract
+        MM b=3, out=pooled, scale=operand
         HALT
         .word 0xFF000000
         """
     )
-    text = disassemble(words, CONFIG, {0: "the\ninput", 7: "on purpose"}, {"train": 0, "end": 8})
+    text = disassemble(words, CONFIG, {0: "the\ninput", 11: "on purpose"}, {"train": 0, "end": 12})
     pad = " " * 19
     assert text == (
         "train:\n"
@@ -89,13 +96,17 @@ def test_disassembly_reads_well():
         "    LOOP    10\n"
         "    MM      pass=dw, transposed, b=rows, out=master, round=sr, bias\n"
         "    ENDLOOP\n"
+        "    SET     EXP, a=1, b=2, o=3, s=4\n"
+        "    MM      pass=forward, b=identity, out=int8, round=rn, skip=add, track\n"
+        "    MM      pass=forward, b=rows, out=measure, round=rn, skip=subtract, track=fit\n"
+        "    MM      pass=forward, b=identity, out=pooled, round=rn, scale=operand\n"
         "    HALT\n"
         f"    .word   0xff000000{pad}       ; ILLEGAL_OPCODE; on purpose\n"
         "end:\n"
     )
     again = assemble(text, CONFIG)
     assert again.words == words
-    assert again.labels == {"train": 0, "end": 8}
+    assert again.labels == {"train": 0, "end": 12}
 
 
 # --- problems ------------------------------------------------------------------------------------
@@ -116,8 +127,8 @@ def test_all_problems_at_once():
         "line 2: no register is called 'A_BAS'; did you mean 'A_BASE'?",
         "line 3: the label 'here' stands above already",
         "line 3: MM: no field is called 'wobble'; known: pass, transposed, b, out, round, relu, "
-        "bias, mask, track",
-        "line 3: MM: out is 9; it must be from 0 to 4",
+        "bias, mask, skip, track, scale",
+        "line 3: MM: out is 9; it must be from 0 to 7",
         "line 3: MM: out is given twice",
         "line 4: LOOP: count is 0; it must be from 1 to 65535",
         "line 6: ENDLOOP without a LOOP",
@@ -152,7 +163,7 @@ def test_all_problems_at_once():
         ("SET EXP, a=64", "SET EXP: tensor 64; it must be from 0 to 63"),
         ("SET EXP, a=1, a=2", "SET EXP: a is given twice"),
         ("SET EXP, a=x", "SET EXP: 'x' is not a number"),
-        ("SET EXP, c=1", "SET EXP: 'c=1' is none of a=, b=, o="),
+        ("SET EXP, c=1", "SET EXP: 'c=1' is none of a=, b=, o=, s="),
         ("MM dw", "MM: 'dw' is a value of pass: write pass=dw"),
         ("MM pass", "MM: pass=: the value must be one of forward, dx, dw, other"),
         ("MM pass=up", "MM: pass=up: the value must be one of forward, dx, dw, other"),
@@ -161,7 +172,7 @@ def test_all_problems_at_once():
         (
             "MM 1",
             "MM: no field is called '1'; known: pass, transposed, b, "
-            "out, round, relu, bias, mask, track",
+            "out, round, relu, bias, mask, skip, track, scale",
         ),
         ("HALT 1", "HALT: no field is called '1'; known: none"),
         ("LOSS", "LOSS: a LOSS must compute a gradient or a prediction"),
@@ -277,7 +288,16 @@ def test_round_trip_of_any_words(data: st.DataObject):
 
 def test_every_legal_mm_and_loss_survives():
     for name in ("MM", "LOSS"):
-        width = max(f.low + f.width for f in isa.BY_NAME[name].fields)
-        program = [isa.BY_NAME[name].opcode << 24 | operand for operand in range(1 << width)]
+        instruction = isa.BY_NAME[name]
+        # The pass goes with everything.
+        fields = [f for f in instruction.fields if f.name != "pass"]
+        rules = [rule for rule in isa.RULES if rule.instruction == name and not rule.option]
+        program: list[int] = []
+        for values in product(*(range(f.maximum + 1) for f in fields)):
+            given = {f.name: value for f, value in zip(fields, values, strict=True)}
+            if not any(rule.matches(given) for rule in rules):
+                operand = sum(value << f.low for f, value in zip(fields, values, strict=True))
+                program.append(instruction.opcode << 24 | operand | len(program) % 4)
         config = CONFIG.replace(program_words=1 << 14)
+        assert all(isinstance(isa.decode(word, config), isa.Decoded) for word in program)
         assert words_of(disassemble(program, config), config) == program

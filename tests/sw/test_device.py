@@ -55,7 +55,7 @@ class Odd(GoldenDevice):
     ("name", "value", "message"),
     [
         ("ID", 0x12345678, r"identifies itself as 0x12345678, this driver expects 0x47524431"),
-        ("VERSION", 77, r"instruction set version 77, this driver has version 1; build the"),
+        ("VERSION", 77, r"instruction set version 77, this driver has version 2; build the"),
         ("CONFIG", 0xABC, r"configuration 0x00000abc, this driver expects 0x[0-9a-f]{8} \(the t"),
     ],
 )

@@ -98,6 +98,8 @@ class Field:
     doc: str
     values: tuple[str, ...] = ()
     minimum: int = 0
+    quiet: bool = False
+    """Whether a listing leaves it out where it is 0."""
 
     @property
     def mask(self) -> int:
@@ -278,13 +280,21 @@ MM = Instruction(
         Field("relu", 11, 1, "replace negative accumulators by zero"),
         Field("bias", 12, 1, "add the bias (or, transposed, update it)"),
         Field("mask", 13, 1, "zero the result where the mask tensor is not positive"),
-        Field("skip", 14, 2, "a second operand of the result's shape", ("none", "add", "subtract")),
+        Field(
+            "skip",
+            14,
+            2,
+            "a second operand of the result's shape",
+            ("none", "add", "subtract"),
+            quiet=True,
+        ),
         Field(
             "track",
             16,
             2,
             "last part of its tensor: update the exponent tracker",
             ("none", "track", "fit"),
+            quiet=True,
         ),
         Field(
             "scale",
@@ -292,6 +302,7 @@ MM = Instruction(
             2,
             "exponent of an int8 result",
             ("tracker", "operand", "product"),
+            quiet=True,
         ),
     ),
     "Tiled int8 matrix product with everything that follows it.",
@@ -535,7 +546,12 @@ REGISTERS: tuple[Register, ...] = (
     Register("V_LO", 31, _A, "momentum: low plane"),
     Register("V_BIAS", 32, _A, "momentum of the biases: int32, little-endian"),
     Register("P_BASE", 33, _A, "LOSS: predicted classes, one byte per sample"),
-    Register("EXP", 34, Kind.TENSORS, "exponent table indices: A 5:0, B 11:6, result 17:12, skip 23:18"),
+    Register(
+        "EXP",
+        34,
+        Kind.TENSORS,
+        "exponent table indices: A 5:0, B 11:6, result 17:12, skip 23:18",
+    ),
     Register("PAD", 35, Kind.NUMBER, "value read outside the bounds", limit=127, low=-127),
     Register(
         "SHIFT", 36, Kind.NUMBER, "added to update shifts: ceil(log2 batch)", limit=15, low=-16

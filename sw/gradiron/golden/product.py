@@ -178,6 +178,8 @@ class Product:
                 self._update(sums, limit, su)
                 if db is not None:
                     self._update_bias(db, BIAS_EXPONENT - eb + data.rate + self.shift)
+            case Out.POOLED | Out.MEASURE | Out.LOSS:
+                raise NotImplementedError(self.out.name)
 
     def _sums(self) -> tuple[Integers, int, Int64 | None]:
         """S (rows, cols), a limit of |S|, and db (cols,) for a transposed product with bias."""
