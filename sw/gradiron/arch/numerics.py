@@ -238,6 +238,13 @@ class Tracker:
         return Tracker(self.exponent)
 
 
+    def fit(self, acc_exponent: int, m: int) -> Tracker:
+        """The tracker that accumulators with the largest magnitude m need, at once."""
+        if m == 0:
+            return self
+        return Tracker(clamp_exponent(acc_exponent + gradient_shift(m)))
+
+
 # --- softmax cross-entropy -----------------------------------------------------------------------
 
 
