@@ -16,7 +16,7 @@ and training of a network:
 
     from gradiron.compiler import compile_graph
     from gradiron.data import load
-    from gradiron.graph import network
+    from gradiron.networks import network
     from gradiron.train import default_settings, new_trainer
 
     graph, data = network("digits"), load("digits")

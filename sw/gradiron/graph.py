@@ -195,55 +195,6 @@ class Graph:
         return f"{self.name} ({'-'.join(sizes)})"
 
 
-def mlp(sizes: Iterable[int], name: str = "") -> Graph:
-    """A dense network: input size, hidden sizes with ReLU, classes."""
-    sizes = tuple(sizes)
-    label = "-".join(str(size) for size in sizes)
-    if len(sizes) < 2 or min(sizes) < 1:
-        raise ModelError(
-            f"layer sizes {label or '(none)'}: at least the inputs and the classes are needed, "
-            "each at least 1; for example 64-32-10"
-        )
-    layers: list[Layer] = []
-    source = INPUT
-    for index, units in enumerate(sizes[1:], start=1):
-        layer = Layer(f"dense{index}", "dense", (source,), units, relu=index < len(sizes) - 1)
-        layers.append(layer)
-        source = layer.name
-    return Graph(name or f"mlp:{label}", (sizes[0],), tuple(layers))
-
-
-NETWORKS: dict[str, tuple[int, ...]] = {
-    "mlp": (784, 128, 64, 10),
-    "digits": (64, 32, 10),
-}
-"""Built-in networks: the layer sizes."""
-
-
-def network(name: str) -> Graph:
-    """A built-in network: "mlp" (784-128-64-10), "digits" (64-32-10), or "mlp:64-32-10".
-
-    Raises
-    ------
-    ModelError
-        For any other name, or sizes that are not numbers.
-    """
-    if name in NETWORKS:
-        return mlp(NETWORKS[name], name)
-    kind, _, text = name.partition(":")
-    if kind == "mlp" and text:
-        parts = text.split("-")
-        if not all(part.isascii() and part.isdigit() for part in parts):
-            raise ModelError(
-                f"layer sizes {text!r} are not numbers with hyphens between them, like 64-32-10"
-            )
-        return mlp(int(part) for part in parts)
-    raise ModelError(
-        f"no network is called {name!r}; built in are {', '.join(NETWORKS)}, and mlp:SIZES with "
-        "any sizes, like mlp:64-32-10"
-    )
-
-
 # --- tensors and steps ---------------------------------------------------------------------------
 
 KINDS = {

@@ -19,6 +19,8 @@ import numpy.typing as npt
 
 Real: TypeAlias = npt.NDArray[np.floating[Any]]
 Pair: TypeAlias = tuple[int, int]
+Padding: TypeAlias = str | tuple[Pair, Pair]
+"""SAME, VALID, or ((top, bottom), (left, right))."""
 
 SAME, VALID = "same", "valid"
 PADDINGS = (SAME, VALID)
@@ -60,21 +62,23 @@ class Window(NamedTuple):
         return self.kernel[0] * self.kernel[1]
 
 
-def window(size: Pair, kernel: Pair, stride: Pair = (1, 1), padding: str = SAME) -> Window:
+def window(size: Pair, kernel: Pair, stride: Pair = (1, 1), padding: Padding = SAME) -> Window:
     """The windows on an image of a size.
 
-    With `same` there are ceil(size / stride) of them, and padding as needed; with `valid` as many
-    as lie within the image: none, where it is smaller than the kernel.
+    With `same` there are ceil(size / stride) of them, and padding as needed; with `valid`, or
+    padding in numbers, as many as lie within the padded image: none, where it is smaller than the
+    kernel.
     """
     before: list[int] = []
     out: list[int] = []
-    for n, k, s in zip(size, kernel, stride, strict=True):
+    for axis, (n, k, s) in enumerate(zip(size, kernel, stride, strict=True)):
         if padding == SAME:
             count = -(-n // s)
             before.append(max(0, (count - 1) * s + k - n) // 2)
         else:
-            count = max(0, (n - k) // s + 1)
-            before.append(0)
+            first, last = (0, 0) if isinstance(padding, str) else padding[axis]
+            count = max(0, (n + first + last - k) // s + 1)
+            before.append(first)
         out.append(count)
     return Window(kernel, stride, (before[0], before[1]), (out[0], out[1]))
 
@@ -179,7 +183,7 @@ def _conv_dx(x: Real, w: Real, dy: Real, windows: Window) -> Real:
         if min(before) >= 0:
             turned = np.ascontiguousarray(w[::-1, ::-1].transpose(0, 1, 3, 2))
             back = Window(windows.kernel, (1, 1), before, (height, width))
-            return conv(dy, turned, np.zeros(w.shape[2], w.dtype), back)
+            return conv(dy, turned, np.zeros_like(w[0, 0, :, 0]), back)
     dx = np.zeros(_spread_shape(x, windows), np.result_type(w, dy))
     flat = dy.reshape(-1, dy.shape[-1])
     shape = (len(x), *windows.out, w.shape[2])

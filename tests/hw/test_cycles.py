@@ -9,7 +9,7 @@ from gradiron.arch.config import Config
 from gradiron.arch.isa import MachineState
 from gradiron.compiler import compile_graph, gemm_program
 from gradiron.cycles import program_cycles
-from gradiron.graph import network
+from gradiron.networks import network
 from support.machines import QUICK, SLOW, name_of, simulated
 from support.programs import NoRoom, random_loss, random_product, random_sequence
 

@@ -11,7 +11,7 @@ from gradiron.compiler import Program, compile_graph
 from gradiron.data import Dataset, load_digits
 from gradiron.device import Device
 from gradiron.golden import GoldenDevice
-from gradiron.graph import network
+from gradiron.networks import network
 from gradiron.train import Settings, Trainer, new_trainer
 from gradiron_sim.pysim import PysimDevice
 from support.machines import EIGHT, FOUR, SINGLE, SIXTEEN, TALL, TWO, WIDE, name_of, simulated

@@ -13,7 +13,7 @@ from gradiron.compiler import compile_graph
 from gradiron.data import load_digits
 from gradiron.device import Device
 from gradiron.golden import GoldenDevice
-from gradiron.graph import network
+from gradiron.networks import network
 from gradiron.train import Settings, new_trainer
 from support.machines import FOUR, simulated
 

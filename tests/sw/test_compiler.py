@@ -17,8 +17,9 @@ from gradiron.assembler import assemble
 from gradiron.compiler import Program, compile_graph, gemm_program, split_taps
 from gradiron.errors import DataError, ModelError, PlanError
 from gradiron.golden import GoldenDevice
-from gradiron.graph import INFER, TRAIN, Graph, mlp, network
+from gradiron.graph import INFER, TRAIN, Graph
 from gradiron.model import Parameters, State, initial_state, read_state, write_state
+from gradiron.networks import mlp, network
 from gradiron.operations import Product
 
 # --- the formulas, straight ----------------------------------------------------------------------

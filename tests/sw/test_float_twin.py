@@ -13,8 +13,9 @@ from gradiron.data import Dataset, batches, load_digits
 from gradiron.errors import DataError
 from gradiron.float_twin import FloatTwin
 from gradiron.golden import GoldenDevice
-from gradiron.graph import INPUT, Graph, mlp, network
+from gradiron.graph import INPUT, Graph
 from gradiron.model import initial_parameters
+from gradiron.networks import mlp, network
 from gradiron.operations import Layer
 from gradiron.train import Settings, default_settings, new_trainer
 

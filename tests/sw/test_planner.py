@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from gradiron.arch.config import Config, simulation_config, up5k_config
 from gradiron.arch.isa import split_address
 from gradiron.errors import PlanError
-from gradiron.graph import INFER, TRAIN, Graph, derive, mlp, network
+from gradiron.graph import INFER, TRAIN, Graph, derive
+from gradiron.networks import mlp, network
 from gradiron.planner import DoesNotFitError, Plan, footprint, lifetimes, plan
 
 

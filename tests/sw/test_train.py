@@ -18,7 +18,7 @@ from gradiron.compiler import compile_graph
 from gradiron.data import Dataset, load_digits
 from gradiron.errors import DataError, DeviceError, MachineError, ModelError
 from gradiron.golden import GoldenDevice
-from gradiron.graph import Graph, mlp, network
+from gradiron.graph import Graph
 from gradiron.model import (
     calibrate,
     compare_devices,
@@ -29,6 +29,7 @@ from gradiron.model import (
     weights_sha256,
     write_state,
 )
+from gradiron.networks import mlp, network
 from gradiron.progress import EpochRecord, NoProgress, PlainProgress, make_progress
 from gradiron.train import (
     Settings,

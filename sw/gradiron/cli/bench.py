@@ -21,7 +21,8 @@ from gradiron.data import Dataset
 from gradiron.device import Device
 from gradiron.engines import CXXRTL, DEFAULT_ARRAY, PYSIM, open_engine
 from gradiron.errors import DataError, MismatchError
-from gradiron.graph import NETWORKS, TRAIN, Graph
+from gradiron.graph import TRAIN, Graph
+from gradiron.networks import NETWORKS
 from gradiron.operations import LossStep, Product
 from gradiron.train import Settings, Trainer, default_settings, new_trainer
 

@@ -13,7 +13,8 @@ from gradiron.arch.config import MAX_REGION_BYTES, Config, simulation_config, up
 from gradiron.compiler import GemmProgram, Program, compile_graph, gemm_program
 from gradiron.engines import DEFAULT_ARRAY
 from gradiron.errors import ConfigError, ModelError
-from gradiron.graph import Graph, network
+from gradiron.graph import Graph
+from gradiron.networks import network
 
 BOARDS = ("sim", "up5k")
 LEAST_REGION = 1 << 12

@@ -10,7 +10,8 @@ from typing import Any
 from gradiron.cli import machines
 from gradiron.cli.output import check_output, print_table, write_json
 from gradiron.compiler import Program
-from gradiron.graph import NETWORKS, TRAIN
+from gradiron.graph import TRAIN
+from gradiron.networks import NETWORKS
 from gradiron.train import default_settings
 
 DEFAULT_CLOCK = 24.0

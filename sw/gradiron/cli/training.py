@@ -22,8 +22,9 @@ from gradiron.device import Device
 from gradiron.engines import CXXRTL, ENGINES, GOLDEN, open_engine, simulation_module
 from gradiron.errors import DataError, MissingExtraError
 from gradiron.float_twin import FloatTwin
-from gradiron.graph import NETWORKS, TRAIN, Graph
+from gradiron.graph import TRAIN, Graph
 from gradiron.model import State, initial_state
+from gradiron.networks import NETWORKS
 from gradiron.progress import NoProgress, make_progress
 from gradiron.train import (
     LOSS_UNIT,
