@@ -11,7 +11,7 @@ ones, changes time and never a bit.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -20,18 +20,24 @@ import numpy.typing as npt
 
 from gradiron.arch.config import Config
 from gradiron.arch.isa import (
+    REGISTERS,
     BMode,
+    Decoded,
     Out,
     Pass,
+    decode,
     encode,
     encode_set,
+    make_address,
     pack_tensors,
 )
 from gradiron.arch.numerics import bit_length, rn, sat8
 from gradiron.assembler import disassemble
+from gradiron.cycles import instruction_cycles
 from gradiron.errors import DataError, ModelError, PlanError
-from gradiron.graph import Graph, Schedule, Tensor
+from gradiron.graph import Graph, Schedule, Step, Tensor
 from gradiron.operations import LossStep, Product, Result, Stationary, Streamed
+from gradiron.packing import Cost
 from gradiron.planner import Plan, place, plan, step_name
 
 if TYPE_CHECKING:
@@ -258,6 +264,14 @@ class _Emitter:
         table = self.plan.schedule.exponents
         return pack_tensors(*(table[name] for name in names))
 
+    def step(self, step: Step, update_shift: int) -> None:
+        if isinstance(step, Product):
+            self.product(step, update_shift)
+        elif isinstance(step, LossStep):
+            self.loss(step)
+        else:
+            self.simple("STEP")
+
     def product(self, product: Product, update_shift: int) -> None:
         if not product.transposed:
             whole = _Part(0, product.taps_y, 0, product.taps_x, 0, product.j, bool(product.bias))
@@ -397,12 +411,7 @@ def lower(found: Plan, graph: Graph | None = None) -> Program:
     for entry, steps in found.schedule.programs.items():
         emit.begin(entry)
         for step in steps:
-            if isinstance(step, Product):
-                emit.product(step, update_shift)
-            elif isinstance(step, LossStep):
-                emit.loss(step)
-            else:
-                emit.simple("STEP")
+            emit.step(step, update_shift)
         emit.simple("HALT")
     room = found.config.program_words
     if len(emit.words) > room:
@@ -440,7 +449,56 @@ def compile_graph(graph: Graph, config: Config, batch: int) -> Program:
     ModelError
         For a batch that no machine can handle.
     """
-    return lower(plan(graph, config, batch), graph)
+    return lower(plan(graph, config, batch, costs=step_costs), graph)
+
+
+# --- the cycles of a step by the regions of its tensors, for the planner ---------------------------
+
+
+class _Probe(_Emitter):
+    """Emits a step without addresses: registers that would hold one have the tensor's name."""
+
+    def __init__(self, schedule: Schedule, config: Config) -> None:
+        super().__init__(Plan(config, schedule, {}))
+        self.named: dict[str, int | str] = {r.name: r.reset for r in REGISTERS}
+        self.found: list[tuple[Decoded, dict[str, int], dict[str, str]]] = []
+
+    def set(self, origin: Origin, values: dict[str, int | str]) -> None:
+        self.registers |= dict.fromkeys(values, 0)
+        self.named |= values
+
+    def put(self, word: int, origin: Origin, comment: str = "") -> None:
+        decoded = decode(word, self.config)
+        assert isinstance(decoded, Decoded)
+        numbers = {name: v for name, v in self.named.items() if isinstance(v, int)}
+        names = {name: v for name, v in self.named.items() if isinstance(v, str)}
+        self.found.append((decoded, numbers, names))
+
+
+def step_costs(schedule: Schedule, config: Config) -> Cost:
+    """A function that gives the cycles of a step of a schedule, by the regions of its tensors.
+
+    It counts the instructions that do the work, not the SETs that prepare them.
+    """
+    probed: dict[Step, list[tuple[Decoded, dict[str, int], dict[str, str]]]] = {}
+    update_shift = (schedule.batch - 1).bit_length()
+
+    def cost(step: Step, regions: Mapping[str, int]) -> int:
+        if step not in probed:
+            probe = _Probe(schedule, config)
+            probe.step(step, update_shift)
+            probed[step] = probe.found
+        return sum(
+            instruction_cycles(
+                config,
+                decoded,
+                numbers
+                | {name: make_address(regions.get(tensor, 0), 0) for name, tensor in names.items()},
+            )[0]
+            for decoded, numbers, names in probed[step]
+        )
+
+    return cost
 
 
 # --- one product ---------------------------------------------------------------------------------
@@ -602,5 +660,6 @@ __all__ = [
     "gemm_program",
     "lower",
     "split_taps",
+    "step_costs",
     "step_name",
 ]

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
 from typing import Any, TypeAlias
@@ -276,6 +276,10 @@ class Schedule:
     batch : int
         Samples of a program run.
     parameters : dict of Parameter by layer
+    values : dict of Value by layer
+    twins : dict of entry by entry
+        Entries of tensors that are computed a second time: they begin with the tracker of the
+        entry named, and from then on see the same.
     """
 
     tensors: dict[str, Tensor]
@@ -284,6 +288,7 @@ class Schedule:
     batch: int
     parameters: dict[str, Parameter]
     values: dict[str, Value]
+    twins: dict[str, str] = field(default_factory=dict[str, str])
 
 
 class _Builder:

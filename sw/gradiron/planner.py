@@ -1,360 +1,38 @@
-"""The memory map, to the byte, before anything runs.
+"""Networks on machines: the memory map, to the byte, before anything runs.
 
-`plan` places every tensor of a network's programs into the regions of a machine. Tensors whose
-lifetimes do not meet share bytes; parameters share with nobody. Streams of one instruction are put
-into different regions where that is possible, because each region has its own port. A network that
+`plan` places every tensor of a network's programs into the regions of a machine. What it does by
+itself never changes a result: tensors whose lifetimes do not meet share bytes, results take the
+place of masks and skips that nobody needs afterwards, and, where that is not enough, activations are
+computed twice instead of being kept. `choose` goes further as far as it is allowed to: smaller
+batches, layers that are not updated, int8-only weights. Both say what they chose. A network that
 does not fit is refused with `DoesNotFitError`, which says what is missing and what would fit.
-
-The numbers add up: in each region `used + gaps + free` is its size, and `used` is the sum of the
-tensors' bytes less those shared.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+import dataclasses
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field
 
 from gradiron.arch.config import Config
-from gradiron.arch.isa import make_address
 from gradiron.errors import PlanError
-from gradiron.graph import INFER, KINDS, TRAIN, Graph, Schedule, Tensor, derive
+from gradiron.graph import INFER, KINDS, TRAIN, Graph, Schedule, derive
+from gradiron.memory import Placement, Plan, RegionUse, bytes_by_kind, place, step_name
+from gradiron.packing import Cost, buffers, conflicts, footprint, lifetimes, peak
+from gradiron.recompute import Candidate, candidates, recompute
 
-Span = tuple[int, int]
-"""First and last step, inclusive, in which a tensor holds something that is needed."""
+Costs = Callable[[Schedule, Config], Cost]
+"""Makes the cost function of a schedule on a machine: `gradiron.compiler.step_costs`."""
 
-PREFERENCES: dict[int, dict[str, int]] = {
-    # A forward product streams A from region 0 and loads B from region 1; an update reads x from
-    # region 0 and its planes from 1 and 2. The gradients dY are the stationary operand of the
-    # update: in a fourth region they load for free; of three, loading them from region 0 beside x
-    # (R advances a tile) costs less than disturbing the planes (a cycle a row: measured 62 against
-    # 88 % of peak).
-    1: {},
-    2: {"weight": 1, "master": 1, "bias": 1, "logits.low": 1, "momentum": 1, "operand.b": 1},
-    3: {
-        "weight": 1,
-        "master": 2,
-        "bias": 2,
-        "logits.low": 2,
-        "labels": 1,
-        "momentum.low": 2,
-        "operand.b": 1,
-        "operand.c": 2,
-    },
-    4: {
-        "weight": 1,
-        "master": 2,
-        "gradient": 3,
-        "bias": 3,
-        "logits.low": 2,
-        "labels": 1,
-        "momentum": 3,
-        "operand.b": 1,
-        "operand.c": 2,
-    },
+RECOMPUTE, BATCH, FREEZE, INT8 = "recompute", "batch", "freeze", "int8"
+MEASURES: dict[str, str] = {
+    RECOMPUTE: "compute activations twice instead of keeping them; no result changes",
+    BATCH: "smaller batches",
+    FREEZE: "leave layers alone, the first ones first: a sparse update",
+    INT8: "int8-only weights in as few layers as possible; long runs lose about two points",
 }
-"""Preferred region by number of regions and kind (or kind.part); what is not named prefers 0."""
-
-
-@dataclass(frozen=True)
-class Placement:
-    """Where a tensor lies, and when.
-
-    Attributes
-    ----------
-    tensor : Tensor
-    region, offset : int
-    spans : dict of (first, last) by program
-        Steps between which the bytes belong to this tensor; -1 stands for "before the program" and
-        the number of steps for "after it".
-    """
-
-    tensor: Tensor
-    region: int
-    offset: int
-    spans: dict[str, Span]
-
-    @property
-    def address(self) -> int:
-        """Address of the first byte."""
-        return make_address(self.region, self.offset)
-
-    @property
-    def end(self) -> int:
-        """Offset after the last byte."""
-        return self.offset + self.tensor.bytes
-
-
-@dataclass(frozen=True)
-class RegionUse:
-    """How much of a region is used: used + gaps + free = size, used = tensors - shared."""
-
-    region: int
-    size: int
-    tensors: int
-    shared: int
-    used: int
-    gaps: int
-    free: int
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A memory map.
-
-    Attributes
-    ----------
-    config : Config
-    schedule : Schedule
-    placements : dict of Placement by tensor name
-    """
-
-    config: Config
-    schedule: Schedule
-    placements: dict[str, Placement]
-
-    def address(self, name: str) -> int:
-        """Address of a tensor's first byte."""
-        return self.placements[name].address
-
-    @property
-    def used(self) -> int:
-        """Bytes of memory that belong to at least one tensor."""
-        return sum(use.used for use in self.regions())
-
-    def regions(self) -> list[RegionUse]:
-        """The use of every region."""
-        uses: list[RegionUse] = []
-        for region, size in enumerate(self.config.regions):
-            placed = sorted(
-                (p.offset, p.end) for p in self.placements.values() if p.region == region
-            )
-            total = sum(end - start for start, end in placed)
-            used = end_of_all = 0
-            for start, end in placed:
-                used += max(0, end - max(start, end_of_all))
-                end_of_all = max(end_of_all, end)
-            free = size - end_of_all
-            uses.append(RegionUse(region, size, total, total - used, used, end_of_all - used, free))
-        return uses
-
-    def live(self, program: str = TRAIN) -> list[int]:
-        """Bytes that are needed during each step of a program."""
-        return [
-            sum(
-                p.tensor.bytes
-                for p in self.placements.values()
-                if program in p.spans and p.spans[program][0] <= time <= p.spans[program][1]
-            )
-            for time in range(len(self.schedule.programs[program]))
-        ]
-
-    def table(self) -> list[dict[str, Any]]:
-        """A row per tensor: name, kind, region, offset, bytes, first and last use.
-
-        Uses are steps of the training program (of the inference program for tensors that only it
-        has), as "3 dense2 dx"; "host" is before or after the program, "always" is for parameters.
-        """
-        rows: list[dict[str, Any]] = []
-        for p in sorted(self.placements.values(), key=lambda p: (p.region, p.offset)):
-            program = TRAIN if TRAIN in p.spans else next(iter(p.spans))
-            first, last = p.spans[program]
-            always = p.tensor.persistent
-            rows.append(
-                {
-                    "name": p.tensor.name,
-                    "kind": p.tensor.kind,
-                    "region": p.region,
-                    "offset": p.offset,
-                    "bytes": p.tensor.bytes,
-                    "first": "always" if always else self._use(program, first),
-                    "last": "always" if always else self._use(program, last),
-                }
-            )
-        return rows
-
-    def _use(self, program: str, time: int) -> str:
-        steps = self.schedule.programs[program]
-        if not 0 <= time < len(steps):
-            return "host"
-        prefix = "" if program == TRAIN else f"{program} "
-        return f"{prefix}{time} {step_name(steps[time])}"
-
-    def bytes_by_kind(self) -> dict[str, int]:
-        """Bytes of tensors by kind, shared ones counted for each."""
-        return bytes_by_kind(self.schedule)
-
-    def __str__(self) -> str:
-        rows = self.table()
-        width = max(len(row["name"]) for row in rows)
-        lines = [f"{'tensor':{width}} region   offset    bytes  first use -> last use"]
-        for row in rows:
-            once = row["first"] == row["last"]
-            lines.append(
-                f"{row['name']:{width}} {row['region']:6} {row['offset']:8} {row['bytes']:8}  "
-                + (row["first"] if once else f"{row['first']} -> {row['last']}")
-            )
-        for use in self.regions():
-            lines.append(
-                f"region {use.region}: {use.size} bytes = {use.used} used + {use.gaps} gaps + "
-                f"{use.free} free; tensors {use.tensors}, of which {use.shared} shared"
-            )
-        return "\n".join(lines)
-
-
-def step_name(step: Any) -> str:
-    """A step in words: "dense1 forward", "loss", "step"."""
-    pass_ = getattr(step, "pass_", None)
-    if step.layer == "loss" or pass_ is None:
-        return step.layer
-    return f"{step.layer} {pass_.name.lower()}"
-
-
-def bytes_by_kind(schedule: Schedule) -> dict[str, int]:
-    """Bytes of tensors by kind, largest first."""
-    sums: dict[str, int] = {}
-    for tensor in schedule.tensors.values():
-        sums[tensor.kind] = sums.get(tensor.kind, 0) + tensor.bytes
-    return dict(sorted(sums.items(), key=lambda item: -item[1]))
-
-
-# --- lifetimes and placement ---------------------------------------------------------------------
-
-
-def lifetimes(schedule: Schedule) -> dict[str, dict[str, Span]]:
-    """When each tensor holds something that is needed, by program."""
-    spans: dict[str, dict[str, Span]] = {name: {} for name in schedule.tensors}
-    for program, steps in schedule.programs.items():
-        for time, step in enumerate(steps):
-            for name in (*step.reads, *step.writes):
-                first, _ = spans[name].get(program, (time, time))
-                spans[name][program] = (first, time)
-    for name, tensor in schedule.tensors.items():
-        for program, steps in schedule.programs.items():
-            if tensor.persistent:
-                spans[name][program] = (-1, len(steps))
-            elif program in spans[name]:
-                first, last = spans[name][program]
-                spans[name][program] = (
-                    -1 if tensor.host_writes else first,
-                    len(steps) if tensor.host_reads else last,
-                )
-    return spans
-
-
-def _meet(one: dict[str, Span], other: dict[str, Span]) -> bool:
-    return any(
-        program in other and span[0] <= other[program][1] and other[program][0] <= span[1]
-        for program, span in one.items()
-    )
-
-
-Placed = dict[str, tuple[int, int]]
-
-
-class _Allocator:
-    """First fit over time and space."""
-
-    def __init__(
-        self, schedule: Schedule, capacities: Sequence[int], align: int, streamed_limit: int
-    ) -> None:
-        self.tensors = schedule.tensors
-        self.spans = lifetimes(schedule)
-        self.capacities = capacities
-        self.align = align
-        self.streamed_limit = streamed_limit
-        self.placed: Placed = {}
-
-    def lowest(self, tensor: Tensor, region: int) -> int | None:
-        """The lowest offset at which a tensor fits into a region."""
-        busy = sorted(
-            (offset, offset + self.tensors[name].bytes)
-            for name, (where, offset) in self.placed.items()
-            if where == region and _meet(self.spans[name], self.spans[tensor.name])
-        )
-        offset = 0
-        for start, end in busy:
-            if offset + tensor.bytes <= start:
-                break
-            offset = max(offset, -(-end // self.align) * self.align)
-        fits = offset + tensor.bytes <= self.capacities[region]
-        return offset if fits and tensor.bytes < self.streamed_limit else None
-
-    def run(self, order: Iterable[Tensor], regions: Callable[[Tensor], Iterable[int]]) -> bool:
-        """Place all; False where one does not fit."""
-        self.placed = {}
-        for tensor in order:
-            for region in regions(tensor):
-                offset = self.lowest(tensor, region)
-                if offset is not None:
-                    self.placed[tensor.name] = (region, offset)
-                    break
-            else:
-                return False
-        return True
-
-
-def _preferred(tensor: Tensor, count: int) -> int:
-    wanted = PREFERENCES[count]
-    return wanted.get(f"{tensor.kind}.{tensor.part}", wanted.get(tensor.kind, 0))
-
-
-def _orders(schedule: Schedule) -> list[list[Tensor]]:
-    tensors = list(schedule.tensors.values())
-    large_first = sorted(tensors, key=lambda t: -t.bytes)
-    return [
-        sorted(large_first, key=lambda t: not t.persistent),
-        large_first,
-        sorted(large_first, key=lambda t: t.persistent),
-    ]
-
-
-def _allocate(schedule: Schedule, config: Config) -> Placed | None:
-    """Places of all tensors, by preference where that fits, wherever there is room otherwise."""
-    count = len(config.regions)
-    allocator = _Allocator(
-        schedule, config.regions, config.lane_bytes, 1 << (config.offset_bits - 1)
-    )
-
-    def by_preference(tensor: Tensor) -> list[int]:
-        first = _preferred(tensor, count)
-        return [first, *(r for r in range(count) if r != first)]
-
-    def tightest(tensor: Tensor) -> list[int]:
-        del tensor
-        return sorted(range(count), key=lambda r: config.regions[r])
-
-    for regions in (by_preference, tightest):
-        for order in _orders(schedule):
-            if allocator.run(order, regions):
-                return allocator.placed
-    return None
-
-
-def footprint(schedule: Schedule, *, align: int = 1) -> int:
-    """Bytes that a schedule needs in one region without end."""
-    ends: list[int] = []
-    for order in _orders(schedule):
-        allocator = _Allocator(schedule, [1 << 62], align, 1 << 62)
-        allocator.run(order, lambda tensor: (0,))
-        ends.append(max(o + schedule.tensors[n].bytes for n, (_, o) in allocator.placed.items()))
-    return min(ends)
-
-
-def place(schedule: Schedule, config: Config) -> Plan | None:
-    """A plan for any schedule; None where it does not fit."""
-    placed = _allocate(schedule, config)
-    if placed is None:
-        return None
-    spans = lifetimes(schedule)
-    placements = {
-        name: Placement(tensor, *placed[name], spans[name])
-        for name, tensor in schedule.tensors.items()
-    }
-    return Plan(config, schedule, placements)
-
-
-# --- networks ------------------------------------------------------------------------------------
+"""What `choose` may do, in the order in which it prefers it."""
+HARMLESS = (RECOMPUTE,)
 
 
 @dataclass(frozen=True)
@@ -369,12 +47,30 @@ class Option:
         Memory needed then.
     graph : Graph
     batch : int
+    cycles : int or None
+        Of a training step, by the cycle model.
+    recomputed : tuple of str
+        Activations that are computed twice.
+    measures : tuple of str
+        Keys of `MEASURES` that it takes.
     """
 
     text: str
     bytes: int
     graph: Graph
     batch: int
+    cycles: int | None = None
+    recomputed: tuple[str, ...] = ()
+    measures: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        again = f", {_listed(self.recomputed)} computed twice" if self.recomputed else ""
+        text = f"{self.text}: {self.bytes} bytes{again}"
+        if self.cycles is not None:
+            text += f", {self.cycles} cycles a step"
+            if self.batch > 1:
+                text += f" ({self.cycles // self.batch} a sample)"
+        return text
 
 
 class DoesNotFitError(PlanError):
@@ -407,7 +103,40 @@ class DoesNotFitError(PlanError):
         super().__init__(message)
 
 
-def plan(graph: Graph, config: Config, batch: int) -> Plan:
+@dataclass(frozen=True)
+class Choice:
+    """What `choose` decided.
+
+    Attributes
+    ----------
+    graph : Graph
+        With the options of its layers as chosen.
+    batch : int
+    plan : Plan
+    text : str
+        What was chosen, in words; "" where everything is as asked.
+    measures : tuple of str
+        Keys of `MEASURES` that were taken.
+    lines : tuple of str
+        What that costs.
+    """
+
+    graph: Graph
+    batch: int
+    plan: Plan
+    text: str = ""
+    measures: tuple[str, ...] = ()
+    lines: tuple[str, ...] = field(default=())
+
+
+def plan(
+    graph: Graph,
+    config: Config,
+    batch: int,
+    *,
+    costs: Costs | None = None,
+    again: bool = True,
+) -> Plan:
     """The memory map of a network on a machine.
 
     Parameters
@@ -416,6 +145,10 @@ def plan(graph: Graph, config: Config, batch: int) -> Plan:
     config : Config
     batch : int
         Samples per step.
+    costs : Costs or None
+        Cycles decide the regions; without it the kinds of tensors do.
+    again : bool
+        Whether activations may be computed twice.
 
     Raises
     ------
@@ -426,10 +159,83 @@ def plan(graph: Graph, config: Config, batch: int) -> Plan:
     """
     _check_options(graph, config)
     schedule = derive(graph, batch, lane_bytes=config.lane_bytes)
-    found = place(schedule, config)
+    found = _fit(schedule, config, costs, again=again)
     if found is None:
-        raise _refusal(graph, config, batch, schedule)
+        raise _refusal(graph, config, batch, schedule, costs, again=again)
     return found
+
+
+def choose(
+    graph: Graph,
+    config: Config,
+    batch: int,
+    *,
+    allow: Collection[str] = HARMLESS,
+    costs: Costs | None = None,
+) -> Choice:
+    """A plan that fits, by the mildest of the measures that are allowed.
+
+    Parameters
+    ----------
+    graph : Graph
+    config : Config
+    batch : int
+        Samples per step, at most.
+    allow : collection of str
+        Keys of `MEASURES`.
+    costs : Costs or None
+
+    Raises
+    ------
+    DoesNotFitError
+        Where nothing that is allowed makes it fit.
+    PlanError
+        For a measure that does not exist, and as `plan`.
+    """
+    for name in allow:
+        if name not in MEASURES:
+            raise PlanError(f"measure {name!r} is none of {', '.join(MEASURES)}")
+    _check_options(graph, config)
+    again = RECOMPUTE in allow
+    schedule = derive(graph, batch, lane_bytes=config.lane_bytes)
+    found = _fit(schedule, config, costs, again=again)
+    if found is not None:
+        measures = HARMLESS if found.recomputed else ()
+        text = f"{_listed(found.recomputed)} computed twice" if found.recomputed else ""
+        return Choice(graph, batch, found, text, measures, _account(found, costs))
+    for option in _options(graph, config, batch, None, again=again):
+        if set(option.measures) <= set(allow):
+            schedule = derive(option.graph, option.batch, lane_bytes=config.lane_bytes)
+            found = _fit(schedule, config, costs, again=again)
+            assert found is not None
+            text = option.text
+            if found.recomputed:
+                text += f"; {_listed(found.recomputed)} computed twice"
+            lines = _account(found, costs)
+            return Choice(option.graph, option.batch, found, text, option.measures, lines)
+    raise _refusal(graph, config, batch, schedule, costs, again=again)
+
+
+def _listed(names: Sequence[str], most: int = 4) -> str:
+    if len(names) > most:
+        return f"{', '.join(names[:most])} and {len(names) - most} more"
+    return ", ".join(names)
+
+
+def _account(found: Plan, costs: Costs | None) -> tuple[str, ...]:
+    """What recomputation costs, in words."""
+    if not found.recomputed or costs is None:
+        return ()
+    cost = costs(found.schedule, found.config)
+    regions = {name: p.region for name, p in found.placements.items()}
+    steps = found.schedule.programs[TRAIN]
+    twice = [s for s in steps if any(name.endswith(".again") for name in s.writes)]
+    extra = sum(cost(step, regions) for step in twice)
+    total = sum(cost(step, regions) for step in steps)
+    return (
+        f"computing {_listed(found.recomputed)} twice takes {extra} of {total} cycles "
+        f"({extra / total:.1%})",
+    )
 
 
 def _check_options(graph: Graph, config: Config) -> None:
@@ -441,67 +247,247 @@ def _check_options(graph: Graph, config: Config) -> None:
         )
 
 
-def _try(graph: Graph, config: Config, batch: int) -> tuple[int, bool]:
-    """Bytes needed, and whether the network can be placed."""
+# --- recomputation -------------------------------------------------------------------------------
+
+
+def _fit(schedule: Schedule, config: Config, costs: Costs | None, *, again: bool) -> Plan | None:
+    """A plan, with as little recomputation as it takes; None where nothing fits."""
+
+    def placed(changed: Schedule, names: tuple[str, ...] = (), *, rate: bool = True) -> Plan | None:
+        cost = costs(changed, config) if costs is not None and rate else None
+        return place(changed, config, cost=cost, recomputed=names)
+
+    found = placed(schedule)
+    if (
+        found is not None
+        or not again
+        or TRAIN not in schedule.programs
+        or _impossible(schedule, config)
+    ):
+        return found
+    chosen = _drop(schedule, config, costs, lambda changed: placed(changed, rate=False) is not None)
+    if chosen is None:
+        return None
+    changed = recompute(schedule, chosen)
+    assert changed is not None
+    return placed(changed, tuple(name for each in chosen for name in each.names))
+
+
+def _impossible(schedule: Schedule, config: Config) -> bool:
+    """Whether something prevents a placement that recomputation cannot change."""
+    if max(tensor.bytes for tensor in schedule.tensors.values()) > max(config.regions):
+        return True
+    fixed = sum(tensor.bytes for tensor in schedule.tensors.values() if tensor.persistent)
+    return fixed >= config.memory_bytes or bool(conflicts(schedule) and len(config.regions) == 1)
+
+
+def _drop(
+    schedule: Schedule,
+    config: Config,
+    costs: Costs | None,
+    fits: Callable[[Schedule], bool],
+) -> list[Candidate] | None:
+    """Activations to compute twice: greedily the most bytes for a cycle, then none in vain."""
+
+    def needed(changed: Schedule) -> tuple[int, int]:
+        items = buffers(changed, len(config.regions))
+        area = sum(item.bytes * item.duration for item in items)
+        return peak(items, config.lane_bytes), area
+
+    def price(candidate: Candidate) -> int:
+        if costs is None:
+            return sum(1 + step.macs for step in candidate.steps)
+        cost = costs(schedule, config)
+        regions = {name: 0 for name in schedule.tensors}
+        return sum(cost(step, regions) for step in candidate.steps)
+
+    left = {candidate: price(candidate) for candidate in candidates(schedule)}
+    chosen: list[Candidate] = []
+    before = needed(schedule)
+    while before[0] > config.memory_bytes or not fits(_changed(schedule, chosen)):
+        rated: list[tuple[tuple[float, float], Candidate, tuple[int, int]]] = []
+        for candidate, cycles in left.items():
+            changed = recompute(schedule, [*chosen, candidate])
+            if changed is not None:
+                after = needed(changed)
+                saved = (before[0] - after[0]) / cycles, (before[1] - after[1]) / cycles
+                rated.append((saved, candidate, after))
+        if not rated:
+            return None
+        _, best, before = max(rated, key=lambda entry: entry[0])
+        chosen.append(best)
+        del left[best]
+    for candidate in sorted(chosen, key=price, reverse=True):
+        fewer = [other for other in chosen if other is not candidate]
+        changed = _changed(schedule, fewer)
+        if needed(changed)[0] <= config.memory_bytes and fits(changed):
+            chosen = fewer
+    return chosen
+
+
+def _changed(schedule: Schedule, chosen: list[Candidate]) -> Schedule:
+    changed = recompute(schedule, chosen)
+    assert changed is not None
+    return changed
+
+
+# --- what would fit ------------------------------------------------------------------------------
+
+
+def _try(graph: Graph, config: Config, batch: int, *, again: bool) -> Plan | None:
+    """A plan without a look at cycles."""
     schedule = derive(graph, batch, lane_bytes=config.lane_bytes)
-    return (
-        footprint(schedule, align=config.lane_bytes),
-        _allocate(schedule, config) is not None,
-    )
+    return _fit(schedule, config, None, again=again)
 
 
-def _single_options(graph: Graph, config: Config, batch: int) -> list[Option]:
-    """One change at a time, the smallest of its kind that fits."""
-    options: list[Option] = []
+def _option(
+    text: str,
+    found: Plan,
+    graph: Graph,
+    batch: int,
+    measures: tuple[str, ...],
+    costs: Costs | None,
+) -> Option:
+    cycles = None
+    if costs is not None:
+        cost = costs(found.schedule, found.config)
+        regions = {name: p.region for name, p in found.placements.items()}
+        cycles = sum(cost(step, regions) for step in found.schedule.programs.get(TRAIN, ()))
+    if found.recomputed:
+        measures = (*HARMLESS, *measures)
+    return Option(text, found.used, graph, batch, cycles, found.recomputed, measures)
+
+
+def _least(count: int, fits: Callable[[int], Plan | None]) -> tuple[int, Plan] | None:
+    """The smallest number from 1 to `count` that fits, where larger ones fit as well."""
+    best: tuple[int, Plan] | None = None
+    low, high = 0, count
+    while high > low:
+        middle = (low + high) // 2 if best is not None else count
+        found = fits(middle) if middle else None
+        if found is None:
+            if best is None:
+                return None
+            low = middle + 1
+        else:
+            best, high = (middle, found), middle
+        if best is not None and high - low <= 0:
+            break
+    return best
+
+
+def _options(
+    graph: Graph, config: Config, batch: int, costs: Costs | None, *, again: bool
+) -> Iterator[Option]:
+    """Changes that fit, the mildest first: one at a time, then together at batch 1."""
+    yielded = False
     if any(layer.momentum for layer in graph.layers):
         plain = graph.with_options(momentum=())
-        size, fits = _try(plain, config, batch)
-        if fits:
-            options.append(Option("no momentum", size, plain, batch))
-    low, high = 0, batch
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if _try(graph, config, middle)[1] else (low, middle)
-    if low:
-        size = _try(graph, config, low)[0]
-        options.append(Option(f"batch {low} instead of {batch}", size, graph, low))
+        found = _try(plain, config, batch, again=again)
+        if found is not None:
+            yielded = True
+            yield _option("no momentum", found, plain, batch, ("momentum",), costs)
+    smaller = _least(batch - 1, lambda less: _try(graph, config, batch - less, again=again))
+    if smaller is not None:
+        less, found = smaller
+        yielded = True
+        text = f"batch {batch - less} instead of {batch}"
+        yield _option(text, found, graph, batch - less, (BATCH,), costs)
+    for text, measure, change in _layer_options(graph):
+        least = _least(
+            change.count, lambda n, c=change: _try(c.graph(n), config, batch, again=again)
+        )
+        if least is not None:
+            n, found = least
+            yielded = True
+            yield _option(text(change.names(n)), found, change.graph(n), batch, (measure,), costs)
+    if not yielded:
+        for text, changed, measures in _together(graph):
+            found = _try(changed, config, 1, again=again)
+            if found is not None:
+                yield _option(text, found, changed, 1, measures, costs)
+
+
+@dataclass(frozen=True)
+class _Change:
+    """A change of the first n of some layers."""
+
+    layers: tuple[str, ...]
+    count: int
+    make: Callable[[tuple[str, ...]], Graph]
+
+    def names(self, n: int) -> tuple[str, ...]:
+        return self.layers[:n]
+
+    def graph(self, n: int) -> Graph:
+        return self.make(self.names(n))
+
+
+def _layer_options(
+    graph: Graph,
+) -> list[tuple[Callable[[tuple[str, ...]], str], str, _Change]]:
     trainable = graph.trainable()
-    int8 = graph.with_options(int8_weights=trainable, momentum=())
-    size, fits = _try(int8, config, batch)
-    if fits and int8 != graph:
-        options.append(Option("int8-only weights in all layers", size, int8, batch))
     frozen = {layer.name for layer in graph.layers if layer.frozen}
-    for count in range(1, len(trainable)):
-        names = trainable[:count]
-        less = graph.with_options(frozen=frozen.union(names))
-        size, fits = _try(less, config, batch)
-        if fits:
-            what = "layer" if count == 1 else "layers"
-            options.append(Option(f"{what} {', '.join(names)} frozen", size, less, batch))
-            break
-    return options
+    int8 = {layer.name for layer in graph.layers if layer.int8_weights}
+    momentum = {layer.name for layer in graph.layers if layer.momentum}
+    largest = sorted(
+        (name for name in trainable if name not in int8),
+        key=lambda name: -graph.parameters[name].count,
+    )
+
+    def only_int8(names: tuple[str, ...]) -> Graph:
+        return graph.with_options(int8_weights=int8.union(names), momentum=momentum - set(names))
+
+    def less(names: tuple[str, ...]) -> Graph:
+        return graph.with_options(frozen=frozen.union(names))
+
+    def say_int8(names: tuple[str, ...]) -> str:
+        if len(names) == len(largest):
+            return "int8-only weights in all layers"
+        return f"int8-only weights in {_plural('layer', names)} {', '.join(names)}"
+
+    def say_frozen(names: tuple[str, ...]) -> str:
+        return f"{_plural('layer', names)} {', '.join(names)} frozen"
+
+    return [
+        (say_frozen, FREEZE, _Change(trainable, len(trainable) - 1, less)),
+        (say_int8, INT8, _Change(tuple(largest), len(largest), only_int8)),
+    ]
 
 
-def _combined_options(graph: Graph, config: Config) -> tuple[list[Option], Option]:
-    """Several changes at once; those that fit, and the smallest of all."""
+def _plural(word: str, names: Sequence[str]) -> str:
+    return word if len(names) == 1 else word + "s"
+
+
+def _together(graph: Graph) -> list[tuple[str, Graph, tuple[str, ...]]]:
+    """Several changes at once, the last of them the smallest of all."""
     trainable = graph.trainable()
     frozen = {layer.name for layer in graph.layers if layer.frozen}
     last = graph.with_options(frozen=frozen.union(trainable[:-1]), momentum=())
-    candidates = [
-        ("int8-only weights and batch 1", graph.with_options(int8_weights=trainable, momentum=())),
-        (f"all layers but {trainable[-1]} frozen and batch 1", last),
+    return [
+        (
+            "int8-only weights and batch 1",
+            graph.with_options(int8_weights=trainable, momentum=()),
+            (BATCH, INT8),
+        ),
+        (f"all layers but {trainable[-1]} frozen and batch 1", last, (BATCH, FREEZE)),
         (
             f"all layers but {trainable[-1]} frozen, int8-only weights and batch 1",
             last.with_options(int8_weights=trainable),
+            (BATCH, FREEZE, INT8),
         ),
     ]
-    tried = [(text, changed, *_try(changed, config, 1)) for text, changed in candidates]
-    options = [Option(text, size, changed, 1) for text, changed, size, _ in tried]
-    fitting = [option for option, entry in zip(options, tried, strict=True) if entry[3]]
-    return fitting, min(options, key=lambda option: option.bytes)
 
 
-def _refusal(graph: Graph, config: Config, batch: int, schedule: Schedule) -> DoesNotFitError:
+def _refusal(
+    graph: Graph,
+    config: Config,
+    batch: int,
+    schedule: Schedule,
+    costs: Costs | None,
+    *,
+    again: bool,
+) -> DoesNotFitError:
     needed = footprint(schedule, align=config.lane_bytes)
     available = config.memory_bytes
     kinds = bytes_by_kind(schedule)
@@ -514,10 +500,15 @@ def _refusal(graph: Graph, config: Config, batch: int, schedule: Schedule) -> Do
     ]
     if needed > available:
         lines[0] += f": {needed - available} bytes are missing"
+    elif count == 1 and conflicts(schedule):
+        lines[0] += (
+            ", but the backward pass of max pooling reads a gate beside what it streams, which "
+            "needs two regions"
+        )
     else:
         lines[0] += ", but not so that every tensor finds room in one region"
     total = sum(kinds.values())
-    lines += [f"  {KINDS[kind]}: {size} bytes" for kind, size in kinds.items()]
+    lines += [f"  {KINDS.get(kind, kind)}: {size} bytes" for kind, size in kinds.items()]
     lines.append(f"  (together {total}; {total - needed} are shared by tensors of different times)")
     limit = max(config.regions)
     lines += [
@@ -526,22 +517,28 @@ def _refusal(graph: Graph, config: Config, batch: int, schedule: Schedule) -> Do
         if tensor.bytes > limit
     ]
     options: list[Option] = []
-    smallest: Option | None = None
     if TRAIN in schedule.programs:
-        options = _single_options(graph, config, batch)
-        if not options:
-            options, smallest = _combined_options(graph, config)
-    elif batch > 1 and _try(graph, config, 1)[1]:
-        options = [Option("batch 1", _try(graph, config, 1)[0], graph, 1)]
+        options = list(_options(graph, config, batch, costs, again=again))
+    elif batch > 1:
+        found = _try(graph, config, 1, again=again)
+        if found is not None:
+            options = [_option("batch 1", found, graph, 1, (BATCH,), costs)]
     if options:
         lines.append("what would fit, as planned:")
-        lines += [f"  {option.text}: {option.bytes} bytes" for option in options]
+        lines += [f"  {option}" for option in options]
     else:
-        lines.append("no smaller batch, frozen layers or int8-only weights make it fit")
-        if smallest is not None and smallest.bytes > available:
-            lines[-1] += f" ({smallest.text} would still need {smallest.bytes} bytes)"
+        lines.append(
+            "no recomputation, smaller batch, frozen layers or int8-only weights make it fit"
+        )
+        smallest = needed
+        if TRAIN in schedule.programs:
+            text, changed, _ = _together(graph)[-1]
+            least = derive(changed, 1, lane_bytes=config.lane_bytes)
+            smallest = footprint(least, align=config.lane_bytes)
+            if smallest > available:
+                lines[-1] += f" ({text} would still need {smallest} bytes)"
         lines[-1] += "; use a smaller network or a machine with more memory"
-        if needed <= available or (smallest is not None and smallest.bytes <= available):
+        if min(needed, smallest) <= available:
             lines[-1] += " in larger regions"
     return DoesNotFitError(
         "\n".join(lines),
@@ -553,14 +550,19 @@ def _refusal(graph: Graph, config: Config, batch: int, schedule: Schedule) -> Do
 
 
 __all__ = [
+    "HARMLESS",
     "INFER",
+    "MEASURES",
     "TRAIN",
+    "Choice",
+    "Costs",
     "DoesNotFitError",
     "Option",
     "Placement",
     "Plan",
     "RegionUse",
     "bytes_by_kind",
+    "choose",
     "footprint",
     "lifetimes",
     "place",

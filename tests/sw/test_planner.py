@@ -10,6 +10,7 @@ from gradiron.errors import PlanError
 from gradiron.graph import INFER, TRAIN, Graph, derive
 from gradiron.networks import mlp, network
 from gradiron.planner import DoesNotFitError, Plan, footprint, lifetimes, plan
+from support.memories import run
 
 
 def check(found: Plan) -> None:
@@ -22,21 +23,8 @@ def check(found: Plan) -> None:
         assert 0 <= offset <= offset + placed.tensor.bytes <= config.regions[region]
         assert offset % config.lane_bytes == 0
         assert placed.tensor.bytes > 0
-    for program, steps in schedule.programs.items():
-        for time in range(-1, len(steps) + 1):
-            taken: dict[tuple[int, int], str] = {}
-            for name, placed in found.placements.items():
-                if program not in placed.spans:
-                    continue
-                first, last = placed.spans[program]
-                if first <= time <= last:
-                    for byte in range(placed.offset, placed.end):
-                        owner = taken.setdefault((placed.region, byte), name)
-                        assert owner == name, f"{owner} and {name} share bytes in step {time}"
-        for time, step in enumerate(steps):
-            for name in (*step.reads, *step.writes):
-                first, last = found.placements[name].spans[program]
-                assert first <= time <= last
+    for program in schedule.programs:
+        run(found, program)
     for use in found.regions():
         assert use.used + use.gaps + use.free == use.size
         assert use.tensors - use.shared == use.used
@@ -155,6 +143,7 @@ def test_table() -> None:
         "bytes": 512,
         "first": "host",
         "last": "5 dense1 dw",
+        "in_place_of": "",
     }
     assert rows["dense1.weight.high"]["first"] == "always"
     assert rows["dense1.gradient"]["first"] == "3 dense2 dx"
@@ -179,8 +168,8 @@ def test_refusal_names_figures_and_ways_out() -> None:
     assert f"(together {sum(error.by_kind.values())};" in text
     assert [option.text for option in error.options] == [
         "batch 8 instead of 20",
-        "int8-only weights in all layers",
         "layer dense1 frozen",
+        "int8-only weights in layer dense1",
     ]
     check_refusal(error, config, 20)
     # The batch that is offered is the largest.

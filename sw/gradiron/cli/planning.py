@@ -82,7 +82,7 @@ def plan(args: argparse.Namespace) -> int:
     write_json(args.json, result)
     print_table(
         f"{graph} at batch {batch} on {args.board}, {program.config.array}",
-        ("tensor", "kind", "region", "offset", "bytes", "first use", "last use"),
+        ("tensor", "kind", "region", "offset", "bytes", "first use", "last use", "in place of"),
         [list(row.values()) for row in tensors],
     )
     print_table(
