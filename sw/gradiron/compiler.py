@@ -452,7 +452,7 @@ def compile_graph(graph: Graph, config: Config, batch: int) -> Program:
     return lower(plan(graph, config, batch, costs=step_costs), graph)
 
 
-# --- the cycles of a step by the regions of its tensors, for the planner ---------------------------
+# --- the cycles of a step by the regions of its tensors ------------------------------------------
 
 
 class _Probe(_Emitter):

@@ -2,15 +2,14 @@
 
 `plan` places every tensor of a network's programs into the regions of a machine. What it does by
 itself never changes a result: tensors whose lifetimes do not meet share bytes, results take the
-place of masks and skips that nobody needs afterwards, and, where that is not enough, activations are
-computed twice instead of being kept. `choose` goes further as far as it is allowed to: smaller
+place of masks and skips that nobody needs afterwards, and, where that is not enough, activations
+are computed twice instead of being kept. `choose` goes further as far as it is allowed to: smaller
 batches, layers that are not updated, int8-only weights. Both say what they chose. A network that
 does not fit is refused with `DoesNotFitError`, which says what is missing and what would fit.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -298,7 +297,7 @@ def _drop(
         if costs is None:
             return sum(1 + step.macs for step in candidate.steps)
         cost = costs(schedule, config)
-        regions = {name: 0 for name in schedule.tensors}
+        regions = dict.fromkeys(schedule.tensors, 0)
         return sum(cost(step, regions) for step in candidate.steps)
 
     left = {candidate: price(candidate) for candidate in candidates(schedule)}
@@ -360,19 +359,17 @@ def _option(
 
 def _least(count: int, fits: Callable[[int], Plan | None]) -> tuple[int, Plan] | None:
     """The smallest number from 1 to `count` that fits, where larger ones fit as well."""
-    best: tuple[int, Plan] | None = None
-    low, high = 0, count
-    while high > low:
-        middle = (low + high) // 2 if best is not None else count
-        found = fits(middle) if middle else None
+    found = fits(count) if count else None
+    if found is None:
+        return None
+    low, best = 0, (count, found)
+    while best[0] - low > 1:
+        middle = (low + best[0]) // 2
+        found = fits(middle)
         if found is None:
-            if best is None:
-                return None
-            low = middle + 1
+            low = middle
         else:
-            best, high = (middle, found), middle
-        if best is not None and high - low <= 0:
-            break
+            best = (middle, found)
     return best
 
 
