@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, field
+from functools import cache
+from itertools import product
 from math import log2
 
 import numpy as np
@@ -12,7 +14,7 @@ import pytest
 
 from gradiron.arch import isa, numerics
 from gradiron.arch.config import Config, simulation_config, up5k_config
-from gradiron.arch.isa import ErrorCause, MachineState, Out, encode, encode_set
+from gradiron.arch.isa import BMode, ErrorCause, MachineState, Out, Scale, encode, encode_set
 from gradiron.arch.numerics import Rounding, Tracker, Use
 from gradiron.device import Status
 from gradiron.errors import MachineError
@@ -48,6 +50,9 @@ class NaiveError(Exception):
     def __init__(self, cause: ErrorCause) -> None:
         super().__init__(cause.name)
         self.cause = cause
+
+
+Triple = tuple[int, int, int]
 
 
 def limit(v: int, low: int, high: int) -> int:
@@ -128,13 +133,19 @@ class Naive:
         half = 2 ** (self.config.offset_bits - 1)
         return (offset + half) % (2 * half) - half
 
-    def a(self, n: int, y: int, x: int, ky: int, kx: int, j: int) -> int:
+    def streamed(self, name: str, pixel: Triple, ky: int, kx: int, j: int) -> int | None:
+        """A byte at the distances of the streamed operand; None outside the bounds."""
         r = self.registers
+        n, y, x = pixel
         yq = self.signed(r["A_Y0"] + y * r["A_SY"] + ky * r["A_TY"])
         xq = self.signed(r["A_X0"] + x * r["A_SX"] + kx * r["A_TX"] + j)
         if 0 <= yq < r["A_HB"] and 0 <= xq < r["A_WB"]:
-            return int8(self.get("A_BASE", n * r["A_SN"] + yq + xq))
-        return r["PAD"]
+            return self.get(name, n * r["A_SN"] + yq + xq)
+        return None
+
+    def a(self, pixel: Triple, ky: int, kx: int, j: int) -> int:
+        byte = self.streamed("A_BASE", pixel, ky, kx, j)
+        return self.registers["PAD"] if byte is None else int8(byte)
 
     def saturate(self, tensor: int, v: int, low: int, high: int) -> int:
         self.saturations[tensor] += not low <= v <= high
@@ -144,23 +155,58 @@ class Naive:
         key = numerics.random_key(self.seed, self.step, tensor)
         return int(numerics.random16(key, use, index))
 
-    def mm(self, f: dict[str, int]) -> None:
-        r = self.registers
+    def used(self, f: dict[str, int]) -> list[str]:
+        """Registers that must be even where lanes have two bytes."""
         out = Out(f["out"])
         names = "A_BASE B_BASE O_BASE A_SN A_SY A_SX A_TY A_TX A_Y0 A_X0 B_R O_OFF O_S2 O_S1 O_S0"
         used = names.split()
         used += ["B_TY", "B_TX"] * (not f["transposed"])
-        used += ["O_LO"] * (out in (Out.LOGITS, Out.MASTER, Out.MOMENTUM))
-        used += ["M_BASE"] * f["mask"] + ["BIAS"] * f["bias"]
+        used += ["O_LO"] * (out in (Out.LOGITS, Out.MASTER, Out.MOMENTUM, Out.POOLED))
+        used += ["M_BASE"] * f["mask"] + ["BIAS"] * f["bias"] + ["S_BASE"] * (f["skip"] > 0)
         used += ["V_HI", "V_LO"] * (out == Out.MOMENTUM)
         used += ["V_BIAS"] * (out == Out.MOMENTUM and f["bias"])
+        return used
+
+    def by_channel(
+        self, f: dict[str, int], pixels: list[Triple], taps: list[Triple]
+    ) -> dict[tuple[int, int], int]:
+        """The accumulators of a plain product by channel; pooled: the keys."""
+        r = self.registers
+        sums: dict[tuple[int, int], int] = {}
+        for p, pixel in enumerate(pixels):
+            for c in range(r["N_C"]):
+                terms: list[int] = []
+                for t, (ky, kx, _) in enumerate(taps):
+                    a = self.a(pixel, ky, kx, c)
+                    if f["out"] == Out.POOLED:
+                        terms.append(256 * a + 255 - t % 16)
+                    elif f["b"] == BMode.DIAGONAL:
+                        weight = self.get("B_BASE", ky * r["B_TY"] + kx * r["B_TX"] + c)
+                        terms.append(a * int8(weight))
+                    elif f["b"] == BMode.IDENTITY:
+                        terms.append(a)
+                    else:
+                        gate = self.streamed("B_BASE", pixel, ky, kx, c)
+                        terms.append(a if gate is not None and gate % 16 == r["GATE"] else 0)
+                sums[p, c] = max(terms) if f["out"] == Out.POOLED else sum(terms)
+        return sums
+
+    def mm(self, f: dict[str, int]) -> None:
+        r = self.registers
+        out = Out(f["out"])
+        used = self.used(f)
         if self.config.lane_bytes == 2 and any(r[name] % 2 for name in used):
             raise NaiveError(ErrorCause.MISALIGNED)
+        if f["b"] == BMode.GATE and r["A_BASE"] >> 22 == r["B_BASE"] >> 22:
+            raise NaiveError(ErrorCause.REGION_CONFLICT)
+        if out == Out.LOSS and (r["N_P"] != 1 or r["N_C"] != 1):
+            raise NaiveError(ErrorCause.OPERAND_RANGE)
+        by_channel = f["b"] in (BMode.DIAGONAL, BMode.IDENTITY, BMode.GATE)
         taps = [
             (ky, kx, j)
             for ky in range(r["N_TY"])
             for kx in range(r["N_TX"])
-            for j in range(r["N_J"])
+            for j in range(1 if by_channel else r["N_J"])
         ]
         pixels = [
             (p // (r["N_X"] * r["N_Y"]), p // r["N_X"] % r["N_Y"], p % r["N_X"])
@@ -169,11 +215,7 @@ class Naive:
         if f["transposed"] and len(taps) + f["bias"] > self.config.acc_depth:
             raise NaiveError(ErrorCause.ACCUMULATOR_DEPTH)
         cols = range(r["N_C"])
-        a = {
-            (p, i): self.a(*pixels[p], *taps[i])
-            for p in range(len(pixels))
-            for i in range(len(taps))
-        }
+        b: dict[tuple[int, int], int] = {}
         if f["transposed"]:
             b = {
                 (p, c): int8(self.get("B_BASE", p * r["B_R"] + c))
@@ -182,11 +224,22 @@ class Naive:
             }
             rows = taps
             sums = {
-                (i, c): sum(a[p, i] * b[p, c] for p in range(len(pixels)))
-                for i in range(len(taps))
+                (i, c): sum(
+                    self.a(pixel, ky, kx, c if by_channel else j) * b[p, c]
+                    for p, pixel in enumerate(pixels)
+                )
+                for i, (ky, kx, j) in enumerate(taps)
                 for c in cols
             }
+        elif by_channel:
+            rows = pixels
+            sums = self.by_channel(f, pixels, taps)
         else:
+            a = {
+                (p, i): self.a(pixel, *tap)
+                for p, pixel in enumerate(pixels)
+                for i, tap in enumerate(taps)
+            }
 
             def stationary(i: int, c: int) -> int:
                 ky, kx, j = taps[i]
@@ -208,7 +261,8 @@ class Naive:
             for c in cols
         }
         # All bytes must exist before anything is written.
-        per_element = ["O_BASE"] + [n for n in ("O_LO", "M_BASE", "V_HI", "V_LO") if n in used]
+        per_element = [n for n in ("O_LO", "M_BASE", "S_BASE", "V_HI", "V_LO") if n in used]
+        per_element += ["O_BASE"] * (out not in (Out.MEASURE, Out.LOSS))
         for name in per_element:
             for e in element.values():
                 self.place(name, e)
@@ -224,12 +278,33 @@ class Naive:
         if f["bias"] and not f["transposed"]:
             for row, c in acc:
                 acc[row, c] += limit(rn(self.get32("BIAS", c), e_acc + 20), -(2**30), 2**30)
+        if f["skip"]:
+            es = self.exponent[r["EXP"] >> 18]
+            for k, e in element.items():
+                skipped = rn(int8(self.get("S_BASE", e)), e_acc - es)
+                acc[k] += skipped if f["skip"] == 1 else -skipped
+        if f["relu"]:
+            acc = {k: max(v, 0) for k, v in acc.items()}
+        largest = max(abs(v) for v in acc.values())
         match out:
+            case Out.POOLED:
+                for k, key in sums.items():
+                    self.put("O_BASE", element[k], key // 256)
+                    self.put("O_LO", element[k], key % 256)
+                self.exponent[o] = ea
+            case Out.LOSS:
+                (self.loss,) = sums.values()
+            case Out.MEASURE:
+                m = max(self.largest, largest)
+                if m:
+                    self.tracker[o] = limit(e_acc + max(0, m.bit_length() - 7), -64, 63), 0
+                self.largest = 0
             case Out.INT8:
-                if f["relu"]:
-                    acc = {k: max(v, 0) for k, v in acc.items()}
-                self.largest = max(self.largest, *(abs(v) for v in acc.values()), 0)
-                eu = limit(max(self.tracker[o][0], e_acc), -64, 63)
+                if f["scale"] == Scale.TRACKER:
+                    self.largest = max(self.largest, largest)
+                    eu = limit(max(self.tracker[o][0], e_acc), -64, 63)
+                else:
+                    eu = ea if f["scale"] == Scale.OPERAND else limit(e_acc, -64, 63)
                 for k, v in acc.items():
                     match Rounding(f["round"]):
                         case Rounding.NEAREST:
@@ -430,19 +505,28 @@ def check_program(rng: random.Random, config: Config, steps: list[Step]) -> Erro
 # --- random programs -----------------------------------------------------------------------------
 
 
-def random_fields(rng: random.Random) -> dict[str, int]:
-    out = rng.choice((Out.INT8, *list(Out)[:5]))
+@cache
+def legal_fields() -> dict[tuple[int, int, int], list[dict[str, int]]]:
+    """Everything that an MM may be, by result, stationary operand and transposition."""
+    fields = [f for f in isa.BY_NAME["MM"].fields if f.name != "pass"]
     rules = [rule for rule in isa.RULES if rule.instruction == "MM" and not rule.option]
-    while True:
-        fields = {
-            f.name: rng.randint(f.minimum, f.maximum)
-            for f in isa.BY_NAME["MM"].fields
-            if f.name != "pass"
-        }
-        fields |= {"pass": rng.randrange(4), "out": out, "b": rng.randrange(2)}
-        fields |= {"skip": 0, "scale": 0, "track": rng.randrange(2)}
-        if not any(rule.matches(fields) for rule in rules):
-            return fields
+    found: dict[tuple[int, int, int], list[dict[str, int]]] = {}
+    for values in product(*(range(f.maximum + 1) for f in fields)):
+        given = {f.name: value for f, value in zip(fields, values, strict=True)}
+        if not any(rule.matches(given) for rule in rules):
+            key = given["out"], given["b"], given["transposed"]
+            found.setdefault(key, []).append(given)
+    return found
+
+
+def test_every_mode_is_legal_somewhere():
+    assert {out for out, _, _ in legal_fields()} == set(Out)
+    assert {b for _, b, _ in legal_fields()} == set(BMode)
+
+
+def random_fields(rng: random.Random) -> dict[str, int]:
+    kind = rng.choice(list(legal_fields()))
+    return {"pass": rng.randrange(4), **rng.choice(legal_fields()[kind])}
 
 
 def nest(rng: random.Random, counts: list[int], unit: int = 1) -> tuple[int, list[int]]:
@@ -472,6 +556,8 @@ def random_mm(rng: random.Random, config: Config, *, even: bool = False) -> Step
     taps = [rng.randint(1, 2), rng.randint(1, 3), rng.randint(1, 4)]
     if fields["transposed"]:
         taps[2] = min(taps[2], 3)
+    if BMode(fields["b"]).by_channel and rng.random() < 0.3:
+        taps[:2] = rng.randint(1, 4), rng.randint(4, 6)
     cols = rng.randint(1, 6)
     r |= {"N_P": pixels, "N_Y": ny, "N_X": nx, "N_C": cols, "N_G": rng.randint(1, 16)}
     r |= dict(zip(("N_TY", "N_TX", "N_J"), taps, strict=True))
@@ -513,9 +599,15 @@ def random_mm(rng: random.Random, config: Config, *, even: bool = False) -> Step
         "BIAS": isa.make_address(3, 4 * rng.randrange(8)),
         "V_BIAS": isa.make_address(3, 64 + rng.randrange(8)),
         "M_BASE": isa.make_address(0, rng.randrange(200)),
-        "EXP": isa.pack_tensors(rng.randrange(64), rng.randrange(64), rng.randrange(64)),
+        "S_BASE": isa.make_address(0, rng.randrange(300)),
+        "EXP": isa.pack_tensors(*(rng.randrange(64) for _ in range(4))),
         "SHIFT": rng.randint(-16, 15),
+        "GATE": rng.randrange(16),
     }
+    if fields["b"] == BMode.GATE and rng.random() < 0.9:
+        r["B_BASE"] = isa.make_address(3, rng.randint(50, 300))
+    if fields["out"] == Out.LOSS and rng.random() < 0.9:
+        r |= {"N_P": 1, "N_C": 1}
     if rng.random() < 0.2:
         # Near the end of a region, so that some bytes may be outside.
         name = rng.choice([n for n in r if isa.REGISTER_BY_NAME[n].kind == isa.Kind.ADDRESS])
@@ -523,6 +615,8 @@ def random_mm(rng: random.Random, config: Config, *, even: bool = False) -> Step
         r[name] = isa.make_address(region, config.regions[region] - rng.randint(1, 120))
     if fields["mask"] and rng.random() < 0.3:
         r["M_BASE"] = r["O_BASE"]
+    if fields["skip"] and rng.random() < 0.3:
+        r["S_BASE"] = r["O_BASE"]
     if even:
         registers = isa.REGISTER_BY_NAME
         r = {
@@ -550,6 +644,8 @@ def test_products_equal_the_naive_machine(seed: int):
         ErrorCause.NONE,
         ErrorCause.ADDRESS_RANGE,
         ErrorCause.ACCUMULATOR_DEPTH,
+        ErrorCause.REGION_CONFLICT,
+        ErrorCause.OPERAND_RANGE,
     }
     assert ends.count(ErrorCause.NONE) >= 10
 

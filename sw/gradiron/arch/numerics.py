@@ -237,7 +237,6 @@ class Tracker:
             return Tracker(self.exponent, self.low + 1)
         return Tracker(self.exponent)
 
-
     def fit(self, acc_exponent: int, m: int) -> Tracker:
         """The tracker that accumulators with the largest magnitude m need, at once."""
         if m == 0:

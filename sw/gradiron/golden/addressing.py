@@ -265,13 +265,15 @@ def locate_streamed(memory: Int8, a: Streamed, modulus: int, *, fast: bool) -> P
         if rows.low >= 0 and rows.high < a.hb and columns.low >= 0 and columns.high < a.wb:
             return locate(memory, a.whole, modulus, fast=fast)
         needed = _extremes(a)
-        if needed is not None:
-            if any(extreme % modulus >= memory.size for extreme in needed):
-                raise Fault(ErrorCause.ADDRESS_RANGE)
-            if needed[0] >= 0 and needed[1] < memory.size:
-                canvas = _canvas(memory, a)
-                if canvas is not None:
-                    return canvas
+        if needed is None:
+            _check_points(a.counts)
+            return Strided(np.broadcast_to(np.int8(a.pad), a.counts))
+        if any(extreme % modulus >= memory.size for extreme in needed):
+            raise Fault(ErrorCause.ADDRESS_RANGE)
+        if needed[0] >= 0 and needed[1] < memory.size:
+            canvas = _canvas(memory, a)
+            if canvas is not None:
+                return canvas
     return _streamed_indices(memory, a, modulus)
 
 

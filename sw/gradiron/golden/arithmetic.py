@@ -128,6 +128,8 @@ def round_shift(v: Integers, limit: int, shift: int, rounding: Rounding) -> Inte
         No |v| is larger.
     """
     s = numerics.clamp_shift(shift)
+    if s == 0:
+        return v
     if s <= 0 or v.dtype != np.int32 or limit + (1 << s) > INT32_MAX:
         return (numerics.rt if rounding == Rounding.TFLITE else numerics.rn)(v, s)
     if rounding == Rounding.NEAREST or s == 1:

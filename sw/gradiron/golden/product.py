@@ -12,7 +12,16 @@ from collections.abc import Mapping
 import numpy as np
 
 from gradiron.arch import numerics
-from gradiron.arch.isa import BMode, ErrorCause, Out, Track, split_address, unpack_tensors
+from gradiron.arch.isa import (
+    BMode,
+    ErrorCause,
+    Out,
+    Scale,
+    Skip,
+    Track,
+    split_address,
+    unpack_tensors,
+)
 from gradiron.arch.numerics import BIAS_EXPONENT, LOGIT_EXPONENT, Int64, Rounding, Use
 from gradiron.golden.addressing import (
     Fault,
@@ -34,6 +43,13 @@ from gradiron.golden.arithmetic import (
     stochastic_shift,
     wrapped32,
 )
+from gradiron.golden.channels import (
+    ARGUMENTS,
+    channel_gradient,
+    channel_sums,
+    gated_sums,
+    pooled,
+)
 from gradiron.golden.data import Data
 
 OPERAND_LIMIT = 128
@@ -47,6 +63,7 @@ UPDATE_BOUND = 1 << 17
 
 _A_STRIDES = ("A_SN", "A_SY", "A_SX", "A_TY", "A_TX", "A_Y0", "A_X0")
 _O_STRIDES = ("O_OFF", "O_S2", "O_S1", "O_S0")
+_TWO_PLANES = (Out.LOGITS, Out.MASTER, Out.MOMENTUM, Out.POOLED)
 
 
 def aligned_registers(fields: Mapping[str, int]) -> tuple[str, ...]:
@@ -55,12 +72,14 @@ def aligned_registers(fields: Mapping[str, int]) -> tuple[str, ...]:
     names = ["A_BASE", "B_BASE", "O_BASE", *_A_STRIDES, "B_R", *_O_STRIDES]
     if not fields["transposed"]:
         names += ["B_TY", "B_TX"]
-    if out in (Out.LOGITS, Out.MASTER, Out.MOMENTUM):
+    if out in _TWO_PLANES:
         names.append("O_LO")
     if fields["mask"]:
         names.append("M_BASE")
     if fields["bias"]:
         names.append("BIAS")
+    if fields["skip"]:
+        names.append("S_BASE")
     if out == Out.MOMENTUM:
         names += ["V_HI", "V_LO"]
         if fields["bias"]:
@@ -81,8 +100,8 @@ class Product:
     Raises
     ------
     Fault
-        For everything that is wrong with it, in the order MISALIGNED, ACCUMULATOR_DEPTH,
-        ADDRESS_RANGE.
+        For everything that is wrong with it, in the order MISALIGNED, REGION_CONFLICT,
+        OPERAND_RANGE, ACCUMULATOR_DEPTH, ADDRESS_RANGE.
     """
 
     def __init__(self, data: Data, fields: Mapping[str, int]) -> None:
@@ -93,58 +112,77 @@ class Product:
         if config.lane_bytes == 2 and any(r[name] & 1 for name in aligned_registers(fields)):
             raise Fault(ErrorCause.MISALIGNED)
         self.out = Out(fields["out"])
+        self.b_mode = BMode(fields["b"])
         self.rounding = Rounding(fields["round"])
+        self.scale = Scale(fields["scale"])
+        self.skip = Skip(fields["skip"])
         self.relu = bool(fields["relu"])
         self.transposed = bool(fields["transposed"])
         self.track = fields["track"] == Track.TRACK
-        self.tensor_a, self.tensor_b, self.tensor_o, _ = unpack_tensors(r["EXP"])
+        self.tensor_a, self.tensor_b, self.tensor_o, self.tensor_s = unpack_tensors(r["EXP"])
         self.shift = r["SHIFT"]
+        self.gate = r["GATE"]
         bias = bool(fields["bias"])
         pixel_counts, keep = pixel_loops(r["N_P"], r["N_Y"], r["N_X"])
-        tap_counts = (r["N_TY"], r["N_TX"], r["N_J"])
+        by_channel = self.b_mode.by_channel
+        tap_counts = (r["N_TY"], r["N_TX"], 1 if by_channel else r["N_J"])
         self.pixels = r["N_P"]
         self.taps = tap_counts[0] * tap_counts[1] * tap_counts[2]
         self.cols = r["N_C"]
+        region_a, base = split_address(r["A_BASE"])
+        region_b, gate_base = split_address(r["B_BASE"])
+        if self.b_mode == BMode.GATE and region_a == region_b:
+            raise Fault(ErrorCause.REGION_CONFLICT)
+        if self.out == Out.LOSS and (self.pixels > 1 or self.cols > 1):
+            raise Fault(ErrorCause.OPERAND_RANGE)
         if self.transposed and self.taps + bias > config.acc_depth:
             raise Fault(ErrorCause.ACCUMULATOR_DEPTH)
         self.terms = self.pixels if self.transposed else self.taps
 
-        region, base = split_address(r["A_BASE"])
         streamed = Streamed(
             base,
-            (*pixel_counts, *tap_counts),
+            (*pixel_counts, *tap_counts[:2], self.cols if by_channel else r["N_J"]),
             *(r[name] for name in _A_STRIDES),
             hb=r["A_HB"],
             wb=r["A_WB"],
             pad=r["PAD"],
             keep=keep,
         )
-        self._a = locate_streamed(data.memory[region], streamed, data.modulus, fast=data.fast)
+        self._a = locate_streamed(data.memory[region_a], streamed, data.modulus, fast=data.fast)
 
         # The stationary operand is kept (cols, terms) where that is its order in memory.
-        self._b_columns = fields["b"] == BMode.COLUMNS
+        self._b: Place | None = None
         if self.transposed:
-            b = Lattice(0, (self.pixels, self.cols), (r["B_R"], 1))
-        elif self._b_columns:
-            b = Lattice(0, (self.cols, *tap_counts), (r["B_R"], r["B_TY"], r["B_TX"], 1))
-        else:
-            b = Lattice(0, (*tap_counts, self.cols), (r["B_TY"], r["B_TX"], r["B_R"], 1))
-        self._b = self._locate("B_BASE", b)
+            self._b = self._locate("B_BASE", Lattice(0, (self.pixels, self.cols), (r["B_R"], 1)))
+        elif self.b_mode == BMode.COLUMNS:
+            by_columns = Lattice(0, (self.cols, *tap_counts), (r["B_R"], r["B_TY"], r["B_TX"], 1))
+            self._b = self._locate("B_BASE", by_columns)
+        elif self.b_mode == BMode.GATE:
+            # Outside the bounds no gate is open.
+            gates = streamed._replace(base=gate_base, pad=(self.gate + 1) % ARGUMENTS)
+            self._b = locate_streamed(data.memory[region_b], gates, data.modulus, fast=data.fast)
+        elif self.b_mode != BMode.IDENTITY:
+            by_rows = Lattice(0, (*tap_counts, self.cols), (r["B_TY"], r["B_TX"], r["B_R"], 1))
+            self._b = self._locate("B_BASE", by_rows)
 
         row_counts, row_keep = (tap_counts, None) if self.transposed else (pixel_counts, keep)
         self.shape = (self.taps if self.transposed else self.pixels, self.cols)
         elements = Lattice(
             r["O_OFF"], (*row_counts, self.cols), (r["O_S2"], r["O_S1"], r["O_S0"], 1), row_keep
         )
-        self._o = self._locate("O_BASE", elements)
-        self._o_low = self._v_high = self._v_low = self._mask = self._bias = self._v_bias = None
-        if self.out in (Out.LOGITS, Out.MASTER, Out.MOMENTUM):
+        self._o = self._o_low = self._v_high = self._v_low = self._v_bias = None
+        self._mask = self._skip = self._bias = None
+        if self.out not in (Out.MEASURE, Out.LOSS):
+            self._o = self._locate("O_BASE", elements)
+        if self.out in _TWO_PLANES:
             self._o_low = self._locate("O_LO", elements)
         if self.out == Out.MOMENTUM:
             self._v_high = self._locate("V_HI", elements)
             self._v_low = self._locate("V_LO", elements)
         if fields["mask"]:
             self._mask = self._locate("M_BASE", elements)
+        if self.skip:
+            self._skip = self._locate("S_BASE", elements)
         words = Lattice(0, (self.cols, 4), (4, 1))
         if bias:
             self._bias = self._locate("BIAS", words)
@@ -167,10 +205,17 @@ class Product:
         data = self._data
         eb = data.exponent[self.tensor_b]
         e_acc = data.exponent[self.tensor_a] + eb
-        sums, limit, db = self._sums()
+        if self.out == Out.POOLED:
+            self._pooled()
+            return
+        sums, limit, db = self._by_channel() if self.b_mode.by_channel else self._sums()
         match self.out:
             case Out.INT8:
                 self._int8(sums, limit, e_acc)
+            case Out.MEASURE:
+                self._measure(sums, limit, e_acc)
+            case Out.LOSS:
+                data.loss = int(sums[0, 0])
             case Out.LOGITS:
                 self._logits(sums, limit, e_acc)
             case Out.MASTER | Out.INT8_WEIGHTS | Out.MOMENTUM:
@@ -178,8 +223,6 @@ class Product:
                 self._update(sums, limit, su)
                 if db is not None:
                     self._update_bias(db, BIAS_EXPONENT - eb + data.rate + self.shift)
-            case Out.POOLED | Out.MEASURE | Out.LOSS:
-                raise NotImplementedError(self.out.name)
 
     def _sums(self) -> tuple[Integers, int, Int64 | None]:
         """S (rows, cols), a limit of |S|, and db (cols,) for a transposed product with bias."""
@@ -188,6 +231,7 @@ class Product:
             number = np.int64
         else:
             number = np.float32 if limit < FLOAT32_EXACT else np.float64
+        assert self._b is not None
         a = self._a.read().astype(number, order="C").reshape(self.pixels, self.taps)
         b = self._b.read().astype(number, order="C")
         db = None
@@ -197,7 +241,7 @@ class Product:
             if self._bias is not None:
                 exact = np.float64 if self._fast else np.int64
                 db = b.sum(axis=0, dtype=exact).astype(np.int64)
-        elif self._b_columns:
+        elif self.b_mode == BMode.COLUMNS:
             b = b.reshape(self.cols, self.taps).T
         else:
             b = b.reshape(self.taps, self.cols)
@@ -210,25 +254,75 @@ class Product:
             return products.astype(np.int64), UNLIMITED, db
         return products.astype(np.int32), limit, db
 
+    def _by_channel(self) -> tuple[Integers, int, Int64 | None]:
+        """As `_sums`, of a product by channel."""
+        fast = self._fast
+        a = self._a.read()
+        b = None if self._b is None else self._b.read()
+        db = None
+        if self.b_mode == BMode.GATE:
+            assert b is not None
+            sums = gated_sums(a, b, self.gate, fast=fast)
+        elif self.transposed:
+            assert b is not None
+            dy = b.reshape(self.pixels, self.cols)
+            sums = channel_gradient(a, dy, fast=fast)
+            if self._bias is not None:
+                db = dy.sum(axis=0, dtype=np.int64)
+        else:
+            weights = None if b is None else b.reshape(self.taps, self.cols)
+            sums = channel_sums(a, weights, fast=fast)
+        return sums, self.terms * OPERAND_LIMIT * OPERAND_LIMIT if fast else UNLIMITED, db
+
+    def _pooled(self) -> None:
+        data = self._data
+        value, argument = pooled(self._a.read(), fast=self._fast)
+        assert self._o is not None
+        assert self._o_low is not None
+        self._o.write(value)
+        self._o_low.write(argument)
+        data.exponent[self.tensor_o] = data.exponent[self.tensor_a]
+
     def _accumulators(self, sums: Integers, limit: int, e_acc: int) -> tuple[Integers, int]:
-        """S plus the preload of a plain product, and its limit."""
-        if self._bias is None:
-            return sums, limit
-        preload = numerics.sat30(numerics.rn(_read_words(self._bias), e_acc - BIAS_EXPONENT))
-        limit += int(np.abs(preload).max())
-        if limit < 1 << 31 and sums.dtype == np.int32:
-            sums += preload.astype(np.int32)
-            return sums, limit
-        acc = sums.astype(np.int64) + preload
-        return wrapped32(acc) if self.terms > numerics.MAX_REDUCTION else acc, limit
+        """S plus bias and skip of a plain product, after the ReLU, and its limit."""
+        acc = sums
+        if self._bias is not None:
+            preload = numerics.sat30(numerics.rn(_read_words(self._bias), e_acc - BIAS_EXPONENT))
+            limit += int(np.abs(preload).max())
+            acc = _sum(acc, preload, limit)
+        if self._skip is not None:
+            shift = numerics.clamp_shift(e_acc - self._data.exponent[self.tensor_s])
+            skipped = self._skip.read().astype(np.int64, order="C").reshape(self.shape)
+            skipped = numerics.rn(skipped, shift)
+            limit += OPERAND_LIMIT << max(0, -shift)
+            acc = _sum(acc, -skipped if self.skip == Skip.SUBTRACT else skipped, limit)
+        if self.terms > numerics.MAX_REDUCTION:
+            acc = wrapped32(acc)
+        return np.maximum(acc, 0) if self.relu else acc, limit
+
+    def _measure(self, sums: Integers, limit: int, e_acc: int) -> None:
+        data, o = self._data, self.tensor_o
+        acc, _ = self._accumulators(sums, limit, e_acc)
+        data.tracker[o] = data.tracker[o].fit(e_acc, max(data.largest, _magnitude(acc)))
+        data.largest = 0
+
+    def _exponent(self, e_acc: int) -> int:
+        """Exponent of an int8 result."""
+        data = self._data
+        match self.scale:
+            case Scale.TRACKER:
+                return numerics.clamp_exponent(max(data.tracker[self.tensor_o].exponent, e_acc))
+            case Scale.OPERAND:
+                return data.exponent[self.tensor_a]
+            case Scale.PRODUCT:
+                return numerics.clamp_exponent(e_acc)
 
     def _int8(self, sums: Integers, limit: int, e_acc: int) -> None:
         data, o = self._data, self.tensor_o
         acc, limit = self._accumulators(sums, limit, e_acc)
-        if self.relu:
-            acc = np.maximum(acc, 0)
-        data.largest = max(data.largest, int(acc.max()), -int(acc.min()))
-        exponent = numerics.clamp_exponent(max(data.tracker[o].exponent, e_acc))
+        if self.scale == Scale.TRACKER:
+            data.largest = max(data.largest, _magnitude(acc))
+        exponent = self._exponent(e_acc)
         shift = exponent - e_acc
         if self.rounding == Rounding.STOCHASTIC:
             q = stochastic_shift(
@@ -240,6 +334,7 @@ class Product:
         data.count_saturations(o, count)
         if self._mask is not None:
             y = np.where(self._mask.read().reshape(self.shape) > 0, y, 0)
+        assert self._o is not None
         self._o.write(y)
         data.exponent[o] = exponent
         if self.track:
@@ -252,6 +347,7 @@ class Product:
         shifted = round_shift(acc, limit, LOGIT_EXPONENT - e_acc, Rounding.NEAREST)
         z, count = saturated(shifted, -32767, 32767)
         data.count_saturations(o, count)
+        assert self._o is not None
         assert self._o_low is not None
         self._o.write(z >> 8)
         self._o_low.write(z)
@@ -266,6 +362,7 @@ class Product:
                 v, limit = v.astype(np.int64), UNLIMITED
             return stochastic_shift(v, limit, shift, self._randoms, key, use, UPDATE_BOUND)
 
+        assert self._o is not None
         high = self._o.read().astype(np.int32, order="C").reshape(self.shape)
         if self.out == Out.INT8_WEIGHTS:
             w, count = saturated(high - stochastic(sums, limit, su + 8, Use.DW), -127, 127)
@@ -310,6 +407,18 @@ class Product:
         updated, count = saturated(bias - step, -(2**31 - 1), 2**31 - 1)
         self._bias.write(_bytes_of(updated))
         data.count_saturations(o, count)
+
+
+def _sum(acc: Integers, addend: Int64, limit: int) -> Integers:
+    """acc + addend, of magnitudes up to the limit; acc may be overwritten."""
+    if limit < 1 << 31 and acc.dtype == np.int32:
+        acc += addend.astype(np.int32)
+        return acc
+    return acc.astype(np.int64) + addend
+
+
+def _magnitude(acc: Integers) -> int:
+    return max(int(acc.max()), -int(acc.min()))
 
 
 def _join(high: Integers, low: Place) -> Integers:
