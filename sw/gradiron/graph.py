@@ -3,7 +3,8 @@
 `Graph` is a list of layers with shapes, checked when it is made. `derive` walks it forwards and
 then in reverse, takes each pass of each layer from `gradiron.operations.OPERATIONS`, and gives a
 `Schedule`: the tensors in memory, the entries of the exponent table, and the symbolic steps of the
-programs "train" and "infer". dX of a layer always comes before its update.
+programs "train" and "infer". dX of a layer always comes before its update. Where a value feeds
+several layers, their gradients are added as they come: each dX adds what there is to its own.
 
 Nothing here depends on the size of the array or on the place of a tensor, so that the same network
 has the same tensor numbers, and with them the same random numbers, on every machine.
@@ -12,14 +13,15 @@ has the same tensor numbers, and with them the same random numbers, on every mac
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
-from typing import Any, TypeAlias
+from typing import Any
 
 from gradiron.arch.config import TENSORS
-from gradiron.arch.isa import Out
+from gradiron.arch.isa import REGISTER_BY_NAME, Out
+from gradiron.arch.numerics import MAX_REDUCTION
 from gradiron.errors import ModelError, PlanError
 from gradiron.operations import (
     LABELS,
@@ -27,6 +29,10 @@ from gradiron.operations import (
     MAX_CLASSES,
     OPERATIONS,
     PREDICTIONS,
+    SOFTMAX,
+    TARGET,
+    CountStep,
+    Gradient,
     Layer,
     LossStep,
     Parameter,
@@ -34,7 +40,10 @@ from gradiron.operations import (
     Product,
     Shape,
     Site,
+    Step,
     Value,
+    constant,
+    gradient_sum,
 )
 
 INPUT = "input"
@@ -54,9 +63,12 @@ class Graph:
         Shape of one sample.
     layers : tuple of Layer
         In an order in which every layer comes after those that feed it; the last one gives the
-        logits.
+        logits, or what is compared with the target.
     loss : str
         A key of `LOSSES`.
+    target : str
+        What a squared error compares with: "input" (an auto-encoder) or "target", a tensor that
+        the host writes.
 
     Raises
     ------
@@ -67,23 +79,30 @@ class Graph:
     name: str
     input_shape: Shape
     layers: tuple[Layer, ...]
-    loss: str = "softmax_cross_entropy"
+    loss: str = SOFTMAX
+    target: str = INPUT
 
     def __post_init__(self) -> None:
         if not self.layers:
             raise ModelError(f"network {self.name!r} has no layers")
         if self.loss not in LOSSES:
             raise ModelError(f"loss {self.loss!r} is not known; there are: {', '.join(LOSSES)}")
+        if self.target not in (INPUT, TARGET):
+            raise ModelError(f"target {self.target!r} is not known; there are: {INPUT}, {TARGET}")
         if not self.input_shape or min(self.input_shape) < 1:
             raise ModelError(f"input shape {self.input_shape}: every size must be at least 1")
-        uses: dict[str, int] = {INPUT: 0}
+        self._check_layers()
+        self._check_last()
+
+    def _check_layers(self) -> None:
+        used: dict[str, bool] = {INPUT: False}
         for layer in self.layers:
             if layer.operation not in OPERATIONS:
                 raise ModelError(
                     f"layer {layer.name!r}: operation {layer.operation!r} is not known; "
                     f"there are: {', '.join(OPERATIONS)}"
                 )
-            if layer.name in uses:
+            if layer.name in used:
                 raise ModelError(f"two layers are called {layer.name!r}; names must be unique")
             if layer.momentum and layer.int8_weights:
                 raise ModelError(
@@ -91,28 +110,37 @@ class Graph:
                     "or int8-only weights"
                 )
             for source in layer.inputs:
-                if source not in uses:
+                if source not in used:
                     raise ModelError(
                         f"layer {layer.name!r} reads {source!r}, which no earlier layer is called"
                     )
-                uses[source] += 1
-            uses[layer.name] = 0
+                used[source] = True
+            used[layer.name] = False
         last = self.layers[-1]
-        for name, count in uses.items():
-            if count != (name != last.name):
+        for name, found in used.items():
+            if found == (name == last.name):
                 raise ModelError(
-                    f"{name!r} is used {count} times; every result is used exactly once (the last "
-                    "layer's by the loss alone)"
+                    f"{name!r} is {'used' if found else 'not used'}; every result but the last "
+                    "layer's is used by a later layer"
                 )
-        if OPERATIONS[last.operation].view or last.relu:
-            raise ModelError(
-                f"the last layer, {last.name!r}, must give logits: a layer with weights, no ReLU"
-            )
+
+    def _check_last(self) -> None:
+        last = self.layers[-1]
         shape = self.shapes[last.name]
-        if len(shape) != 1 or not 2 <= shape[0] <= MAX_CLASSES:
+        if OPERATIONS[last.operation].parameters is None or last.relu:
             raise ModelError(
-                f"the last layer, {last.name!r}, gives the shape {shape}; the loss takes 2 to "
-                f"{MAX_CLASSES} classes"
+                f"the last layer, {last.name!r}, must be a layer with weights and without ReLU"
+            )
+        if LOSSES[self.loss].labels:
+            if len(shape) != 1 or not 2 <= shape[0] <= MAX_CLASSES:
+                raise ModelError(
+                    f"the last layer, {last.name!r}, gives the shape {shape}; the loss takes 2 to "
+                    f"{MAX_CLASSES} classes"
+                )
+        elif self.target == INPUT and prod(shape) != self.features:
+            raise ModelError(
+                f"the last layer, {last.name!r}, gives the shape {shape}, and the input that it is "
+                f"compared with has {self.input_shape}; they must have the same size"
             )
 
     @cached_property
@@ -134,10 +162,87 @@ class Graph:
                 found[layer.name] = rule(layer, tuple(self.shapes[s] for s in layer.inputs))
         return found
 
+    # --- how layers are connected ---------------------------------------------------------------
+
+    def owner(self, name: str) -> str:
+        """The layer (or "input") whose tensor a result is, through views."""
+        while name != INPUT and OPERATIONS[self.layer(name).operation].view:
+            name = self.layer(name).inputs[0]
+        return name
+
+    @cached_property
+    def consumers(self) -> dict[str, tuple[str, ...]]:
+        """The layers that compute with each tensor, in graph order; views are looked through."""
+        found: dict[str, list[str]] = {INPUT: []}
+        for layer in self.layers:
+            if not OPERATIONS[layer.operation].view:
+                found[layer.name] = []
+                for source in layer.inputs:
+                    found[self.owner(source)].append(layer.name)
+        return {name: tuple(names) for name, names in found.items()}
+
+    @cached_property
+    def fusion(self) -> dict[str, str]:
+        """Layers whose result is added to another value as it is computed, and that addition.
+
+        Of the inputs of an addition the last one that comes from a layer with weights, has no
+        ReLU and is used by nothing else: that layer is computed in the place of the addition, and
+        its sums are not rounded before.
+        """
+        order = {layer.name: index for index, layer in enumerate(self.layers)}
+        found: dict[str, str] = {}
+        for layer in self.layers:
+            if not OPERATIONS[layer.operation].sum:
+                continue
+            names = [
+                name
+                for name in layer.inputs
+                if name in self.parameters
+                and not self.layer(name).relu
+                and self.consumers[name] == (layer.name,)
+            ]
+            if names:
+                found[max(names, key=lambda name: order[name])] = layer.name
+        return found
+
+    @cached_property
+    def order(self) -> tuple[str, ...]:
+        """The layers that compute something, each fused one in the place of its addition."""
+        fused = {add: name for name, add in self.fusion.items()}
+        return tuple(
+            fused.get(layer.name, layer.name)
+            for layer in self.layers
+            if not OPERATIONS[layer.operation].view and layer.name not in self.fusion
+        )
+
+    @cached_property
+    def gradients(self) -> dict[str, str]:
+        """The name of every tensor's gradient: of the layer itself, or of what it is added to."""
+        found: dict[str, str] = {}
+        for name, users in reversed(self.consumers.items()):
+            if name == INPUT:
+                continue
+            alone = len(users) == 1 and OPERATIONS[self.layer(users[0]).operation].sum
+            shared = alone and not self.layer(name).relu
+            found[name] = found[users[0]] if shared else f"{name}.gradient"
+        return found
+
+    @cached_property
+    def constants(self) -> dict[str, int]:
+        """Entries of the exponent table that never change, and their exponents."""
+        found: set[int] = set()
+        for layer in self.layers:
+            rule = OPERATIONS[layer.operation].constants
+            if rule is not None:
+                found.update(rule(layer, tuple(self.shapes[s] for s in layer.inputs)))
+        return {constant(exponent): exponent for exponent in sorted(found, reverse=True)}
+
+    # --- what there is --------------------------------------------------------------------------
+
     @property
     def classes(self) -> int:
-        """Number of classes."""
-        return self.shapes[self.layers[-1].name][0]
+        """Number of classes; of a squared error the size of the output."""
+        return prod(self.shapes[self.layers[-1].name])
 
     @property
     def features(self) -> int:
@@ -163,8 +268,12 @@ class Graph:
         frozen: Iterable[str] | None = None,
         int8_weights: Iterable[str] | None = None,
         momentum: Iterable[str] | None = None,
+        columns: Mapping[str, Iterable[tuple[int, int]]] | None = None,
     ) -> Graph:
-        """A copy in which exactly the named layers have an option; None leaves it as it is."""
+        """A copy in which exactly the named layers have an option; None leaves it as it is.
+
+        `columns` gives the output channels that are updated, as ranges (first, number) by layer.
+        """
         named = {"frozen": frozen, "int8_weights": int8_weights, "momentum": momentum}
         sets = {key: frozenset(names) for key, names in named.items() if names is not None}
         for names in sets.values():
@@ -174,6 +283,13 @@ class Graph:
             dataclasses.replace(layer, **{key: layer.name in names for key, names in sets.items()})
             for layer in self.layers
         )
+        if columns is not None:
+            for name in columns:
+                self.layer(name)
+            layers = tuple(
+                dataclasses.replace(layer, columns=tuple(columns.get(layer.name, ())))
+                for layer in layers
+            )
         return dataclasses.replace(self, layers=layers)
 
     def to_dict(self) -> dict[str, Any]:
@@ -187,8 +303,19 @@ class Graph:
         for given in values["layers"]:
             fields: dict[str, Any] = dict(given)
             fields["inputs"] = tuple(given["inputs"])
+            for key in ("kernel", "stride"):
+                if key in fields:
+                    fields[key] = tuple(given[key])
+            if "columns" in fields:
+                fields["columns"] = tuple((first, count) for first, count in given["columns"])
             layers.append(Layer(**fields))
-        return cls(values["name"], tuple(values["input_shape"]), tuple(layers), values["loss"])
+        return cls(
+            values["name"],
+            tuple(values["input_shape"]),
+            tuple(layers),
+            values["loss"],
+            values.get("target", INPUT),
+        )
 
     def __str__(self) -> str:
         sizes = [str(self.features), *(str(prod(self.shapes[x.name])) for x in self.layers)]
@@ -208,6 +335,7 @@ KINDS = {
     "momentum": "momentum",
     "labels": "labels",
     "predictions": "predictions",
+    "target": "targets",
     "operand": "operands",
 }
 """Kinds of tensors, and what a user reads."""
@@ -235,7 +363,7 @@ class Tensor:
     host_writes, host_reads : bool
         Whether the host writes it before a program starts, or reads it after.
     part : str
-        For planes: "high" or "low".
+        For planes: "high", "low" or "argmax".
     """
 
     name: str
@@ -252,19 +380,6 @@ class Tensor:
 
 
 @dataclass(frozen=True)
-class CountStep:
-    """The STEP instruction."""
-
-    layer: str = "step"
-    macs: int = 0
-    reads: tuple[str, ...] = ()
-    writes: tuple[str, ...] = ()
-
-
-Step: TypeAlias = Product | LossStep | CountStep
-
-
-@dataclass(frozen=True)
 class Schedule:
     """A network's tensors, exponent entries and programs, without addresses.
 
@@ -277,6 +392,9 @@ class Schedule:
         Samples of a program run.
     parameters : dict of Parameter by layer
     values : dict of Value by layer
+        Of a layer that is fused into an addition, that of the addition.
+    constants : dict of exponent by name
+        Entries of the exponent table that the host writes once.
     twins : dict of entry by entry
         Entries of tensors that are computed a second time: they begin with the tracker of the
         entry named, and from then on see the same.
@@ -288,6 +406,7 @@ class Schedule:
     batch: int
     parameters: dict[str, Parameter]
     values: dict[str, Value]
+    constants: dict[str, int] = field(default_factory=dict[str, int])
     twins: dict[str, str] = field(default_factory=dict[str, str])
 
 
@@ -328,6 +447,106 @@ def _parameter(build: _Builder, layer: Layer, shape: ParameterShape, exponent: s
     return Parameter(shape, exponent, high, low, bias, vh, vl, vb, out)
 
 
+# --- the backward pass, in names ------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Flow:
+    """A gradient on its way into a value.
+
+    Attributes
+    ----------
+    value : str
+        The layer whose value it is the gradient of.
+    into : str
+        The tensor written; an entry of the exponent table has the same name.
+    skip : str
+        The earlier partial gradient that is added; "": none.
+    operand : str
+        The gradient that passes an addition; "" where an operation's dX is computed.
+    layer : str
+        That addition.
+    """
+
+    value: str
+    into: str
+    skip: str
+    operand: str = ""
+    layer: str = ""
+
+
+class _Flows:
+    """The gradients of a network's backward pass, site by site, from the last to the first."""
+
+    def __init__(self, graph: Graph, learns: Mapping[str, bool]) -> None:
+        self.graph = graph
+        self.learns = learns
+        self.left = {name: len(users) for name, users in graph.consumers.items()}
+        self.pending: dict[str, list[str]] = {name: [] for name in graph.consumers}
+
+    def of(self, name: str) -> list[_Flow]:
+        """The gradients that the site of a layer gives to what feeds it."""
+        graph, flows = self.graph, list[_Flow]()
+        add = graph.fusion.get(name, name if OPERATIONS[graph.layer(name).operation].sum else "")
+        if add:
+            for source in graph.layer(add).inputs:
+                value = graph.owner(source)
+                if value != name and self.learns[value]:
+                    flows += self._through(value, graph.gradients[add], add)
+        if add != name:
+            for source in graph.layer(name).inputs:
+                value = graph.owner(source)
+                if self.learns[value]:
+                    flows += self._computed(value, name)
+        return flows
+
+    def _through(self, value: str, gradient: str, add: str) -> Iterator[_Flow]:
+        """A gradient as it is; it is copied only where it must be masked, or added to others."""
+        self.left[value] -= 1
+        self.pending[value].append(gradient)
+        if self.left[value] == 0 and self.graph.gradients[value] != gradient:
+            yield from self._settle(value, add)
+
+    def _computed(self, value: str, name: str) -> Iterator[_Flow]:
+        self.left[value] -= 1
+        pending = self.pending[value]
+        skip = pending.pop() if pending else ""
+        last = self.left[value] == 0
+        if last and not pending:
+            yield _Flow(value, self.graph.gradients[value], skip)
+            return
+        part = f"{value}.gradient.{name}"
+        pending.append(part)
+        yield _Flow(value, part, skip)
+        if last:
+            yield from self._settle(value, name)
+
+    def _settle(self, value: str, layer: str) -> Iterator[_Flow]:
+        """Add up what is there: all has come."""
+        pending = self.pending[value]
+        index = 0
+        while pending:
+            operand = pending.pop()
+            skip = pending.pop() if pending else ""
+            if not pending:
+                yield _Flow(value, self.graph.gradients[value], skip, operand, layer)
+                return
+            index += 1
+            part = f"{value}.gradient.sum{index}"
+            pending.append(part)
+            yield _Flow(value, part, skip, operand, layer)
+
+
+def _masked(graph: Graph, value: str, values: Mapping[str, Value]) -> bool:
+    """Whether a gradient is zeroed where the value is: after ReLU, unless the masks of all that it
+    feeds have done that."""
+    users = [graph.layer(name) for name in graph.consumers[value]]
+    return values[value].relu and not all(OPERATIONS[u.operation].keeps_sign for u in users)
+
+
+# --- all of it -------------------------------------------------------------------------------------
+
+
 def derive(graph: Graph, batch: int, *, lane_bytes: int = 1) -> Schedule:
     """The training and inference steps of a network, by rule.
 
@@ -348,77 +567,197 @@ def derive(graph: Graph, batch: int, *, lane_bytes: int = 1) -> Schedule:
     """
     if not 1 <= batch <= 32768:
         raise ModelError(f"batch is {batch}; it must be from 1 to 32768")
-    _check_lanes(graph, lane_bytes)
+    check_lanes(graph, lane_bytes)
     build = _Builder()
-    values: dict[str, Value] = {}
+    learns = _learns(graph)
+    values = {INPUT: _input_value(build, graph, batch, lane_bytes)}
     parameters: dict[str, Parameter] = {}
-    learns: dict[str, bool] = {INPUT: False}
-
-    pitch = -(-graph.features // lane_bytes) * lane_bytes
-    tensor = build.tensor(
-        INPUT,
-        "input",
-        (batch, graph.features),
-        pitch=pitch,
-        exponent=build.exponent(INPUT),
-        host_writes=True,
-    )
-    values[INPUT] = Value(graph.input_shape, pitch, tensor, INPUT, "", "", "", False)
-
-    last = graph.layers[-1]
     for layer in graph.layers:
-        operation = OPERATIONS[layer.operation]
-        source = values[layer.inputs[0]]
-        shape = graph.shapes[layer.name]
-        if operation.view:
-            learns[layer.name] = learns[layer.inputs[0]]
-            values[layer.name] = dataclasses.replace(source, shape=shape)
+        name = layer.name
+        if OPERATIONS[layer.operation].view:
+            source = values[layer.inputs[0]]
+            values[name] = dataclasses.replace(source, shape=graph.shapes[name], channel_pitch=0)
             continue
-        name, size = layer.name, prod(shape)
-        weight_entry = build.exponent(f"{name}.weight")
-        entry = build.exponent(f"{name}.output")
-        gradient_entry = build.exponent(f"{name}.gradient")
-        if layer.name in graph.parameters:
-            parameters[name] = _parameter(build, layer, graph.parameters[name], weight_entry)
-        learns[name] = name in graph.trainable() or any(learns[s] for s in layer.inputs)
-        common: dict[str, Any] = {"exponent": entry, "layer": name}
-        if layer is last:
-            data = build.tensor(
-                f"{name}.logits.high", "logits", (batch, size), part="high", **common
+        if name in graph.parameters:
+            entry = build.exponent(f"{name}.weight")
+            parameters[name] = _parameter(build, layer, graph.parameters[name], entry)
+        if name not in graph.fusion:
+            values[name] = _layer_value(build, graph, layer, batch, values, learns[name])
+    for name in reversed(graph.gradients):
+        if name in graph.fusion:
+            values[name] = values[graph.fusion[name]]
+        gradient = graph.gradients[name]
+        values[name] = dataclasses.replace(
+            values[name],
+            gradient=gradient if learns[name] else "",
+            gradient_exponent=gradient,
+        )
+    for layer in graph.layers:
+        if OPERATIONS[layer.operation].view and graph.owner(layer.name) != INPUT:
+            owner = values[graph.owner(layer.name)]
+            values[layer.name] = dataclasses.replace(
+                values[layer.name],
+                gradient=owner.gradient,
+                gradient_exponent=owner.gradient_exponent,
             )
-            low = build.tensor(f"{name}.logits.low", "logits", (batch, size), part="low", **common)
-        else:
-            data, low = build.tensor(f"{name}.output", "activation", (batch, size), **common), ""
-        gradient = ""
-        if learns[name]:
-            common["exponent"] = gradient_entry
-            gradient = build.tensor(f"{name}.gradient", "gradient", (batch, size), **common)
-        values[name] = Value(shape, size, data, entry, low, gradient, gradient_entry, layer.relu)
-
+    _partial_entries(build, graph)
+    target = _target(build, graph, batch, values)
+    for name in graph.constants:
+        build.exponent(name)
     if len(build.exponents) > TENSORS:
         raise ModelError(
             f"network {graph.name!r} has {len(build.exponents)} tensors with an exponent; the "
             f"machine has {TENSORS} entries (one for the input and three per layer with weights)"
         )
-    build.tensor(PREDICTIONS, "predictions", (batch,), host_reads=True)
-    sites = [
-        Site(layer, batch, values[layer.inputs[0]], values[layer.name], parameters.get(layer.name))
+    sites = [_site(graph, name, batch, values, parameters) for name in graph.order]
+    programs = _programs(build, graph, batch, sites, values, learns, target)
+    for steps in programs.values():
+        for step in steps:
+            if isinstance(step, Product):
+                _check_product(step, batch)
+    return Schedule(
+        build.tensors, build.exponents, programs, batch, parameters, values, graph.constants
+    )
+
+
+def _learns(graph: Graph) -> dict[str, bool]:
+    """Whether anything trainable lies at or before each layer."""
+    trainable = graph.trainable()
+    learns = {INPUT: False}
+    for layer in graph.layers:
+        learns[layer.name] = layer.name in trainable or any(learns[s] for s in layer.inputs)
+    return learns
+
+
+def _input_value(build: _Builder, graph: Graph, batch: int, lane_bytes: int) -> Value:
+    """The input: samples, or pixels where these must begin at even offsets."""
+    shape, features = graph.input_shape, graph.features
+    channels = shape[-1]
+    options: dict[str, Any] = {"exponent": build.exponent(INPUT), "host_writes": True}
+    flat = all(len(graph.shapes[s]) == 1 for s in _image_inputs(graph))
+    if flat or channels % lane_bytes == 0:
+        pitch = -(-features // lane_bytes) * lane_bytes
+        tensor = build.tensor(INPUT, "input", (batch, features), pitch=pitch, **options)
+        return Value(shape, pitch, tensor, INPUT, "", "", "", False)
+    pixel = -(-channels // lane_bytes) * lane_bytes
+    pixels = features // channels
+    tensor = build.tensor(INPUT, "input", (batch * pixels, channels), pitch=pixel, **options)
+    return Value(shape, pixels * pixel, tensor, INPUT, "", "", "", False, channel_pitch=pixel)
+
+
+def _image_inputs(graph: Graph) -> set[str]:
+    """The names under which layers compute with the network's input: itself, or a view of it."""
+    return {
+        source
         for layer in graph.layers
-        if not OPERATIONS[layer.operation].view
-    ]
-    infer = [dataclasses.replace(site, train=False) for site in sites]
-    loss = LOSSES[graph.loss]
+        for source in layer.inputs
+        if graph.owner(source) == INPUT and not OPERATIONS[layer.operation].view
+    }
+
+
+def _layer_value(
+    build: _Builder,
+    graph: Graph,
+    layer: Layer,
+    batch: int,
+    values: Mapping[str, Value],
+    learns: bool,
+) -> Value:
+    """Tensors and entries of what a layer gives."""
+    name, shape = layer.name, graph.shapes[layer.name]
+    operation, size = OPERATIONS[layer.operation], prod(shape)
+    last = layer is graph.layers[-1]
+    entry = build.exponent(f"{name}.output")
+    common: dict[str, Any] = {"exponent": entry, "layer": name}
+    low = argmax = ""
+    if last and LOSSES[graph.loss].labels:
+        data = build.tensor(f"{name}.logits.high", "logits", (batch, size), part="high", **common)
+        low = build.tensor(f"{name}.logits.low", "logits", (batch, size), part="low", **common)
+    else:
+        data = build.tensor(
+            f"{name}.output", "activation", (batch, size), host_reads=last, **common
+        )
+    if operation.keeps_sign:
+        argmax = build.tensor(
+            f"{name}.argmax", "activation", (batch, size), layer=name, part="argmax"
+        )
+    if graph.gradients[name] == f"{name}.gradient":
+        common["exponent"] = build.exponent(f"{name}.gradient")
+        if learns:
+            build.tensor(f"{name}.gradient", "gradient", (batch, size), **common)
+    relu = layer.relu
+    if operation.keeps_sign:
+        relu = values[layer.inputs[0]].relu
+    return Value(shape, size, data, entry, low, "", "", relu, argmax=argmax)
+
+
+def _partial_entries(build: _Builder, graph: Graph) -> None:
+    """Entries for partial gradients, the same whatever is frozen."""
+    flows = _Flows(graph, {name: name != INPUT for name in graph.consumers})
+    for name in reversed(graph.order):
+        for flow in flows.of(name):
+            if flow.into not in build.exponents:
+                build.exponent(flow.into)
+
+
+def _target(
+    build: _Builder, graph: Graph, batch: int, values: Mapping[str, Value]
+) -> Value | None:
+    """What a squared error compares with."""
+    if LOSSES[graph.loss].labels:
+        return None
+    if graph.target == INPUT:
+        return values[INPUT]
+    y = values[graph.layers[-1].name]
+    build.tensor(
+        TARGET, "target", (batch, y.size), exponent=build.exponent(TARGET), host_writes=True
+    )
+    return dataclasses.replace(y, tensor=TARGET, exponent=TARGET)
+
+
+def _site(
+    graph: Graph,
+    name: str,
+    batch: int,
+    values: Mapping[str, Value],
+    parameters: Mapping[str, Parameter],
+) -> Site:
+    layer = graph.layer(name)
+    xs = tuple(values[source] for source in layer.inputs)
+    site = Site(layer, batch, xs, values[name], parameters.get(name), relu=layer.relu)
+    if name not in graph.fusion:
+        return site
+    add = graph.layer(graph.fusion[name])
+    (other,) = (source for source in add.inputs if source != name)
+    return dataclasses.replace(site, relu=add.relu, skip=values[other])
+
+
+def _programs(
+    build: _Builder,
+    graph: Graph,
+    batch: int,
+    sites: list[Site],
+    values: dict[str, Value],
+    learns: Mapping[str, bool],
+    target: Value | None,
+) -> dict[str, tuple[Step, ...]]:
+    loss, last = LOSSES[graph.loss], values[graph.layers[-1].name]
     programs: dict[str, tuple[Step, ...]] = {}
-    if learns[last.name]:
-        build.tensor(LABELS, "labels", (batch,), host_writes=True)
+    if loss.labels:
+        build.tensor(PREDICTIONS, "predictions", (batch,), host_reads=True)
+    if learns[graph.layers[-1].name]:
+        if loss.labels:
+            build.tensor(LABELS, "labels", (batch,), host_writes=True)
+        *before, final = _forward(sites)
         programs[TRAIN] = (
-            *_forward(sites),
-            loss.train(batch, values[last.name]),
-            *_backward(sites, graph, learns),
+            *before,
+            *loss.train(batch, final, last, target),
+            *_backward(build, sites, graph, values, learns),
             CountStep(),
         )
-    programs[INFER] = (*_forward(infer), loss.infer(batch, values[last.name]))
-    return Schedule(build.tensors, build.exponents, programs, batch, parameters, values)
+    *before, final = _forward([dataclasses.replace(site, train=False) for site in sites])
+    programs[INFER] = (*before, *loss.infer(batch, final, last))
+    return programs
 
 
 def _forward(sites: list[Site]) -> list[Product]:
@@ -430,28 +769,102 @@ def _forward(sites: list[Site]) -> list[Product]:
     return steps
 
 
-def _backward(sites: list[Site], graph: Graph, learns: dict[str, bool]) -> list[Product]:
+def _backward(
+    build: _Builder,
+    sites: list[Site],
+    graph: Graph,
+    values: Mapping[str, Value],
+    learns: Mapping[str, bool],
+) -> list[Product]:
     """From the last layer to the first: dX where something before it learns, then dW."""
     steps: list[Product] = []
     trainable = graph.trainable()
+    flows = _Flows(graph, learns)
     for site in reversed(sites):
         operation = OPERATIONS[site.layer.operation]
-        if operation.dx is not None and any(learns[source] for source in site.layer.inputs):
-            steps += operation.dx(site)
+        for flow in flows.of(site.layer.name):
+            value = values[flow.value]
+            if flow.into not in build.tensors:
+                common: dict[str, Any] = {"exponent": flow.into, "layer": flow.value}
+                build.tensor(flow.into, "gradient", (site.batch, value.size), **common)
+            final = flow.into == value.gradient
+            mask = value.tensor if final and _masked(graph, flow.value, values) else ""
+            into = Gradient(flow.into, flow.into, mask, flow.skip, flow.skip)
+            if flow.operand:
+                operand = flow.operand
+                steps.append(
+                    gradient_sum(flow.layer, site.batch, value, operand, operand, into)
+                )
+            else:
+                assert operation.dx is not None
+                steps += operation.dx(site, into)
         if operation.dw is not None and site.layer.name in trainable:
             steps += operation.dw(site)
     return steps
 
 
-def _check_lanes(graph: Graph, lane_bytes: int) -> None:
-    """Rows of weights and results are unpadded, so that they start at even offsets if even."""
+def _check_product(product: Product, batch: int) -> None:
+    """Limits of the counters that depend on the batch."""
+    name = f"layer {product.layer!r}"
+    for what, count, limit in (
+        ("pixels in all images", product.pixels, REGISTER_BY_NAME["N_P"].limit),
+        ("rows of pixels in an image", product.y, REGISTER_BY_NAME["N_Y"].limit),
+        ("pixels in all images", product.transposed * product.pixels, MAX_REDUCTION),
+    ):
+        if count > limit:
+            raise ModelError(
+                f"{name} has {count} {what} at batch {batch}; a product takes up to {limit}; use "
+                "a smaller batch or smaller images"
+            )
+
+
+def check_lanes(graph: Graph, lane_bytes: int) -> None:
+    """Rows of weights and pixels of results are unpadded: they start at even offsets if even.
+
+    Raises
+    ------
+    PlanError
+        For an odd number of channels where `lane_bytes` is 2.
+    """
     if lane_bytes == 1:
         return
-    for name, shape in graph.parameters.items():
-        units = shape.weight[-1]
+    for layer in graph.layers:
+        units = graph.shapes[layer.name][-1]
+        if OPERATIONS[layer.operation].view:
+            continue
         if units % lane_bytes:
             raise PlanError(
-                f"layer {name!r} has {units} outputs, and this machine reads memory in words of "
-                f"{lane_bytes} bytes, so that outputs must be even; use {units + 1} (of classes, "
-                "one may stay unused)"
+                f"layer {layer.name!r} has {units} outputs, and this machine reads memory in words "
+                f"of {lane_bytes} bytes, so that outputs must be even; use {units + 1} (of "
+                "classes, one may stay unused)"
             )
+        if any(first % lane_bytes for first, _ in layer.columns):
+            raise PlanError(
+                f"layer {layer.name!r} updates the columns {layer.columns}, and this machine reads "
+                f"memory in words of {lane_bytes} bytes, so that every range must begin at an even "
+                "column"
+            )
+    seen = {len(graph.shapes[name]) for name in _image_inputs(graph)}
+    if len(seen) > 1 and graph.input_shape[-1] % lane_bytes:
+        raise PlanError(
+            f"the input {graph.input_shape} is read as an image and flat, and this machine reads "
+            f"memory in words of {lane_bytes} bytes; use an even number of channels"
+        )
+
+
+__all__ = [
+    "INFER",
+    "INPUT",
+    "INPUT_EXPONENT",
+    "KINDS",
+    "TRAIN",
+    "CountStep",
+    "Graph",
+    "LossStep",
+    "Product",
+    "Schedule",
+    "Step",
+    "Tensor",
+    "check_lanes",
+    "derive",
+]
