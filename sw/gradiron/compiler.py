@@ -5,15 +5,17 @@ STEP for each entry: "train" (one whole training step) and "infer" (predictions,
 alone). SETs are delta-coded: a register is written only where its value changes or is not
 known yet. `gemm_program` makes one product for measurements.
 
-A product with more rows than the machine has accumulators becomes several instructions here; which
-ones, changes time and never a bit.
+A product with more rows than the machine has accumulators becomes several instructions here, and
+what can be computed in several forms takes the one that the cycle model finds fastest; all of that
+changes time and never a bit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +27,8 @@ from gradiron.arch.isa import (
     Decoded,
     Out,
     Pass,
-    decode,
+    Skip,
+    Track,
     encode,
     encode_set,
     make_address,
@@ -34,7 +37,7 @@ from gradiron.arch.isa import (
 from gradiron.arch.numerics import bit_length, rn, sat8
 from gradiron.assembler import disassemble
 from gradiron.cycles import instruction_cycles
-from gradiron.errors import DataError, ModelError, PlanError
+from gradiron.errors import AssemblyError, DataError, ModelError, PlanError
 from gradiron.graph import Graph, Schedule, Step, Tensor
 from gradiron.operations import LossStep, Product, Result, Stationary, Streamed
 from gradiron.packing import Cost
@@ -44,11 +47,16 @@ if TYPE_CHECKING:
     from gradiron.device import Device
 
 MAX_MM_DIMENSION = 65535
-OPTIONAL_REGISTERS = (
-    *("A_SN", "A_SY", "A_SX", "A_TY", "A_TX", "B_TY", "B_TX", "O_S2", "O_S1", "O_S0", "PAD"),
+BIAS_BYTES = 4
+ALIGNED_REGISTERS = (
+    *("A_SN", "A_SY", "A_SX", "A_TY", "A_TX", "B_BASE", "B_R", "B_TY", "B_TX"),
+    *("O_BASE", "O_OFF", "O_S2", "O_S1", "O_S0"),
 )
-"""Registers of an MM that get a defined value once, also where a product does not need them: a
-machine with two-byte lanes looks at all of them."""
+"""Registers that a machine with two-byte lanes looks at, also where a product does not need them:
+they get a defined value once in a program."""
+Values: TypeAlias = dict[str, int | tuple[str, int]]
+"""Registers to numbers, or to tensors and offsets in bytes."""
+_REMEDY = "use smaller images, fewer channels or a smaller batch, or a machine with larger regions"
 
 
 @dataclass(frozen=True)
@@ -227,6 +235,34 @@ def split_taps(product: Product, config: Config) -> list[_Part]:
     return found
 
 
+def forms_of(product: Product) -> list[Product]:
+    """A product in all forms that give the same result.
+
+    Where the bytes of a row of taps are contiguous, in the streamed operand and in the weights (or
+    the result), the row may be one tap: the array's rows are filled better if a tap alone is
+    shorter than they are.
+    """
+    a, b, o, j = product.a, product.b, product.o, product.j
+    step = o.step1 if product.transposed else b.tap_x
+    each = o.step0 if product.transposed else b.pitch
+    mergeable = b.by == BMode.ROWS and product.taps_x > 1 and a.tap_x == j and step == j * each
+    if not mergeable:
+        return [product]
+    merged = dataclasses.replace(product, taps_x=1, j=product.taps_x * j)
+    return [merged, product]
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """An instruction, MM or LOSS, with the registers it needs."""
+
+    fields: dict[str, int]
+    values: Values
+    macs: int
+    comment: str
+    name: str = "MM"
+
+
 class _Emitter:
     """Words of one program; knows what every register holds."""
 
@@ -251,16 +287,28 @@ class _Emitter:
         self.origins[len(self.words)] = origin
         self.words.append(word)
 
-    def set(self, origin: Origin, values: dict[str, int | str]) -> None:
-        """Make registers hold values; a string is the address of the tensor of that name."""
+    def set(self, origin: Origin, values: Values) -> None:
+        """Make registers hold values."""
         for name, given in values.items():
-            value = self.plan.address(given) if isinstance(given, str) else given
+            comment = ""
+            if isinstance(given, int):
+                value = given
+            else:
+                comment, offset = given
+                value = self.plan.address(comment) + offset
+                comment += f" + {offset}" if offset else ""
             if self.registers.get(name) != value:
                 self.registers[name] = value
-                comment = given if isinstance(given, str) else ""
-                self.put(encode_set(name, value, self.config), origin, comment)
+                try:
+                    word = encode_set(name, value, self.config)
+                except AssemblyError as error:
+                    raise PlanError(f"{self._place(origin)}: {error}; {_REMEDY}") from None
+                self.put(word, origin, comment)
 
-    def exponents(self, names: tuple[str, str, str]) -> int:
+    def _place(self, origin: Origin) -> str:
+        return f"layer {origin.layer!r}, {origin.pass_}"
+
+    def exponents(self, names: tuple[str, ...]) -> int:
         table = self.plan.schedule.exponents
         return pack_tensors(*(table[name] for name in names))
 
@@ -273,21 +321,45 @@ class _Emitter:
             self.simple("STEP")
 
     def product(self, product: Product, update_shift: int) -> None:
+        """The instructions of a product, in the form that takes the fewest cycles."""
+        found = self.lowered_forms(product, update_shift)
+        if len(found) > 1:
+            found.sort(key=lambda form: sum(self.cycles(mm, self.plan.address) for mm in form))
+        pass_ = product.pass_.name.lower()
+        for mm in found[0]:
+            origin = Origin(self.entry, product.layer, pass_)
+            self.set(origin, mm.values)
+            word = encode("MM", self.config, **mm.fields)
+            self.put(word, dataclasses.replace(origin, macs=mm.macs), mm.comment)
+
+    def cycles(self, found: Lowered, address: Callable[[str], int]) -> int:
+        """Cycles of an instruction with its tensors at these addresses."""
+        registers = {register.name: register.reset for register in REGISTERS}
+        for name, given in found.values.items():
+            registers[name] = given if isinstance(given, int) else address(given[0]) + given[1]
+        decoded = Decoded(found.name, found.fields)
+        return instruction_cycles(self.config, decoded, registers)[0]
+
+    def lowered_forms(self, product: Product, update_shift: int) -> list[list[Lowered]]:
+        """The instructions of a product, in every form that gives the same result."""
+        return [self.lowered(form, update_shift) for form in forms_of(product)]
+
+    def lowered(self, product: Product, update_shift: int) -> list[Lowered]:
+        """The instructions of a product in one form."""
         if not product.transposed:
             whole = _Part(0, product.taps_y, 0, product.taps_x, 0, product.j, bool(product.bias))
-            self.mm(product, whole, update_shift, last=True)
-            return
+            return [self.mm(product, whole, update_shift, last=True)]
         parts = split_taps(product, self.config)
-        for index, part in enumerate(parts):
+        return [
             self.mm(product, part, update_shift, last=index == len(parts) - 1)
+            for index, part in enumerate(parts)
+        ]
 
-    def mm(self, product: Product, part: _Part, update_shift: int, *, last: bool) -> None:
+    def mm(self, product: Product, part: _Part, update_shift: int, *, last: bool) -> Lowered:
         a, b, o = product.a, product.b, product.o
-        taps = part.taps_y * part.taps_x * part.j
-        pass_ = product.pass_.name.lower()
-        origin = Origin(self.entry, product.layer, pass_)
-        values: dict[str, int | str] = {
-            "A_BASE": a.tensor,
+        by_channel = b.by.by_channel
+        values: Values = {
+            "A_BASE": (a.tensor, 0),
             "N_P": product.pixels,
             "N_Y": product.y,
             "N_X": product.x,
@@ -308,69 +380,93 @@ class _Emitter:
             "A_X0": a.x0 + part.kx * a.tap_x + part.j0,
             "A_HB": a.rows,
             "A_WB": a.columns,
-            "N_J": part.j,
             "N_C": product.columns,
-            "B_BASE": b.tensor,
-            "B_R": b.pitch,
-            "O_BASE": o.tensor,
-            "O_S0": o.step0,
         }
+        if not by_channel:
+            values["N_J"] = part.j
+        if product.transposed or not by_channel:
+            values["B_R"] = b.pitch
+        if b.tensor:
+            values["B_BASE"] = (b.tensor, b.offset)
         if product.transposed:
-            outer = ((part.taps_y, "O_S2", o.step2), (part.taps_x, "O_S1", o.step1))
-            values["O_OFF"] = part.ky * o.step2 + part.kx * o.step1 + part.j0 * o.step0
+            outer = [(part.taps_y, "O_S2", o.step2), (part.taps_x, "O_S1", o.step1)]
+            if not by_channel:
+                outer.append((part.j, "O_S0", o.step0))
+            offset = o.offset + part.ky * o.step2 + part.kx * o.step1 + part.j0 * o.step0
         else:
-            outer = ((product.images, "O_S2", o.step2), (product.y, "O_S1", o.step1))
-            values["O_OFF"] = 0
+            outer = [
+                (product.images, "O_S2", o.step2),
+                (product.y, "O_S1", o.step1),
+                (product.x, "O_S0", o.step0),
+            ]
+            offset = o.offset
             groups = -(-product.pixels // self.config.acc_depth)
             values["N_G"] = -(-product.pixels // groups)
-            values |= {"B_TY": b.tap_y} if part.taps_y > 1 else {}
-            values |= {"B_TX": b.tap_x} if part.taps_x > 1 else {}
+            if b.by in (BMode.ROWS, BMode.COLUMNS, BMode.DIAGONAL):
+                values |= {"B_TY": b.tap_y} if part.taps_y > 1 else {}
+                values |= {"B_TX": b.tap_x} if part.taps_x > 1 else {}
         for count, name, step in outer:
             if count > 1:
                 values[name] = step
-        for name in OPTIONAL_REGISTERS:
-            if name not in self.registers:
-                values.setdefault(name, 0)
+        if product.pads:
+            values["PAD"] = product.pad
+        if b.by == BMode.GATE:
+            values["GATE"] = product.gate
+        if o.tensor:
+            values |= {"O_OFF": offset, "O_BASE": (o.tensor, 0)}
+        if self.config.lane_bytes > 1:
+            for name in ALIGNED_REGISTERS:
+                if name not in self.registers:
+                    values.setdefault(name, 0)
         bias = part.bias and bool(product.bias)
-        for name, tensor in (
-            ("O_LO", o.low),
-            ("M_BASE", product.mask),
-            ("BIAS", product.bias if bias else ""),
-            ("V_HI", product.velocity[0]),
-            ("V_LO", product.velocity[1]),
-            ("V_BIAS", product.velocity[2] if bias else ""),
+        first = BIAS_BYTES * product.first
+        for name, tensor, distance in (
+            ("O_LO", o.low, 0),
+            ("M_BASE", product.mask, 0),
+            ("S_BASE", product.skip, 0),
+            ("BIAS", product.bias if bias else "", first),
+            ("V_HI", product.velocity[0], 0),
+            ("V_LO", product.velocity[1], 0),
+            ("V_BIAS", product.velocity[2] if bias else "", first),
         ):
             if tensor:
-                values[name] = tensor
+                values[name] = (tensor, distance)
         values["EXP"] = self.exponents(product.exponents)
         if product.update:
             values["SHIFT"] = update_shift
-        self.set(origin, values)
-        word = encode(
-            "MM",
-            self.config,
-            **{
-                "pass": int(product.pass_),
-                "transposed": int(product.transposed),
-                "b": int(b.by),
-                "out": int(product.out),
-                "round": int(product.rounding),
-                "relu": int(product.relu),
-                "bias": int(bias),
-                "mask": int(bool(product.mask)),
-                "track": int(product.track and last),
-            },
-        )
+        skip = Skip.SUBTRACT if product.subtract else Skip.ADD
+        fields = {
+            "pass": int(product.pass_),
+            "transposed": int(product.transposed),
+            "b": int(b.by),
+            "out": int(product.out),
+            "round": int(product.rounding),
+            "relu": int(product.relu),
+            "bias": int(bias),
+            "mask": int(bool(product.mask)),
+            "skip": int(skip if product.skip else Skip.NONE),
+            "track": int(product.track if last else Track.NONE),
+            "scale": int(product.scale),
+        }
+        taps = part.taps_y * part.taps_x * part.j
         rows, depth = (taps, product.pixels) if product.transposed else (product.pixels, taps)
-        macs = product.pixels * taps * product.columns
-        comment = f"{product.layer} {pass_}: {rows} x {depth} x {product.columns}"
-        self.put(word, Origin(self.entry, product.layer, pass_, macs), comment)
+        macs = product.macs * taps // product.taps
+        comment = (
+            f"{product.layer} {product.pass_.name.lower()}: {rows} x {depth} x {product.columns}"
+        )
+        return Lowered(fields, values, macs, comment)
 
     def loss(self, step: LossStep) -> None:
+        found = self.lowered_loss(step)
         origin = Origin(self.entry, step.layer, "loss")
-        values: dict[str, int | str] = {
-            "A_BASE": step.high,
-            "B_BASE": step.low,
+        self.set(origin, found.values)
+        self.put(encode("LOSS", self.config, **found.fields), origin, found.comment)
+
+    def lowered_loss(self, step: LossStep) -> Lowered:
+        """The LOSS of a step."""
+        values: Values = {
+            "A_BASE": (step.high, 0),
+            "B_BASE": (step.low, 0),
             "N_X": step.batch,
             "N_C": step.classes,
             "EXP": self.exponents(step.exponents),
@@ -381,18 +477,13 @@ class _Emitter:
             ("P_BASE", step.predictions),
         ):
             if tensor:
-                values[name] = tensor
-        self.set(origin, values)
-        word = encode(
-            "LOSS",
-            self.config,
-            **{
-                "pass": int(step.pass_),
-                "grad": int(bool(step.gradient)),
-                "predict": int(bool(step.predictions)),
-            },
-        )
-        self.put(word, origin, f"loss of {step.batch} x {step.classes}")
+                values[name] = (tensor, 0)
+        fields = {
+            "pass": int(step.pass_),
+            "grad": int(bool(step.gradient)),
+            "predict": int(bool(step.predictions)),
+        }
+        return Lowered(fields, values, 0, f"loss of {step.batch} x {step.classes}", "LOSS")
 
     def simple(self, name: str) -> None:
         self.put(encode(name, self.config), Origin(self.entry, name.lower(), "other"))
@@ -455,48 +546,27 @@ def compile_graph(graph: Graph, config: Config, batch: int) -> Program:
 # --- the cycles of a step by the regions of its tensors ------------------------------------------
 
 
-class _Probe(_Emitter):
-    """Emits a step without addresses: registers that would hold one have the tensor's name."""
-
-    def __init__(self, schedule: Schedule, config: Config) -> None:
-        super().__init__(Plan(config, schedule, {}))
-        self.named: dict[str, int | str] = {r.name: r.reset for r in REGISTERS}
-        self.found: list[tuple[Decoded, dict[str, int], dict[str, str]]] = []
-
-    def set(self, origin: Origin, values: dict[str, int | str]) -> None:
-        self.registers |= dict.fromkeys(values, 0)
-        self.named |= values
-
-    def put(self, word: int, origin: Origin, comment: str = "") -> None:
-        decoded = decode(word, self.config)
-        assert isinstance(decoded, Decoded)
-        numbers = {name: v for name, v in self.named.items() if isinstance(v, int)}
-        names = {name: v for name, v in self.named.items() if isinstance(v, str)}
-        self.found.append((decoded, numbers, names))
-
-
 def step_costs(schedule: Schedule, config: Config) -> Cost:
     """A function that gives the cycles of a step of a schedule, by the regions of its tensors.
 
     It counts the instructions that do the work, not the SETs that prepare them.
     """
-    probed: dict[Step, list[tuple[Decoded, dict[str, int], dict[str, str]]]] = {}
+    emit = _Emitter(Plan(config, schedule, {}))
     update_shift = (schedule.batch - 1).bit_length()
+    probed: dict[Step, list[list[Lowered]]] = {}
+
+    def forms(step: Step) -> list[list[Lowered]]:
+        if isinstance(step, Product):
+            return emit.lowered_forms(step, update_shift)
+        return [[emit.lowered_loss(step)] if isinstance(step, LossStep) else []]
 
     def cost(step: Step, regions: Mapping[str, int]) -> int:
+        def address(tensor: str) -> int:
+            return make_address(regions.get(tensor, 0), 0)
+
         if step not in probed:
-            probe = _Probe(schedule, config)
-            probe.step(step, update_shift)
-            probed[step] = probe.found
-        return sum(
-            instruction_cycles(
-                config,
-                decoded,
-                numbers
-                | {name: make_address(regions.get(tensor, 0), 0) for name, tensor in names.items()},
-            )[0]
-            for decoded, numbers, names in probed[step]
-        )
+            probed[step] = forms(step)
+        return min(sum(emit.cycles(found, address) for found in form) for form in probed[step])
 
     return cost
 

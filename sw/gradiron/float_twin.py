@@ -64,7 +64,7 @@ class FloatTwin:
             weight = self.weights.get(layer.name, none)
             bias = self.biases.get(layer.name, none)
             rule = OPERATIONS[layer.operation].compute
-            y = rule(layer, values[layer.inputs[0]], weight, bias)
+            y = rule(layer, tuple(values[s] for s in layer.inputs), weight, bias)
             values[layer.name] = np.maximum(y, 0) if layer.relu else y
         return values
 
@@ -88,7 +88,7 @@ class FloatTwin:
                 gradient = gradient * (values[layer.name] > 0)
             rule = OPERATIONS[layer.operation].gradient
             weight = self.weights.get(layer.name, none)
-            gradient, dw, db = rule(layer, values[source], weight, gradient)
+            (gradient,), dw, db = rule(layer, (values[source],), weight, gradient)
             if layer.name in self.weights:
                 found[layer.name] = (dw, db)
         return losses, found

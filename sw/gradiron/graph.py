@@ -306,6 +306,9 @@ class Graph:
             for key in ("kernel", "stride"):
                 if key in fields:
                     fields[key] = tuple(given[key])
+            if not isinstance(given.get("padding", ""), str):
+                (top, bottom), (left, right) = given["padding"]
+                fields["padding"] = (top, bottom), (left, right)
             if "columns" in fields:
                 fields["columns"] = tuple((first, count) for first, count in given["columns"])
             layers.append(Layer(**fields))
@@ -544,7 +547,7 @@ def _masked(graph: Graph, value: str, values: Mapping[str, Value]) -> bool:
     return values[value].relu and not all(OPERATIONS[u.operation].keeps_sign for u in users)
 
 
-# --- all of it -------------------------------------------------------------------------------------
+# --- all of it -----------------------------------------------------------------------------------
 
 
 def derive(graph: Graph, batch: int, *, lane_bytes: int = 1) -> Schedule:
@@ -700,9 +703,7 @@ def _partial_entries(build: _Builder, graph: Graph) -> None:
                 build.exponent(flow.into)
 
 
-def _target(
-    build: _Builder, graph: Graph, batch: int, values: Mapping[str, Value]
-) -> Value | None:
+def _target(build: _Builder, graph: Graph, batch: int, values: Mapping[str, Value]) -> Value | None:
     """What a squared error compares with."""
     if LOSSES[graph.loss].labels:
         return None
@@ -792,9 +793,7 @@ def _backward(
             into = Gradient(flow.into, flow.into, mask, flow.skip, flow.skip)
             if flow.operand:
                 operand = flow.operand
-                steps.append(
-                    gradient_sum(flow.layer, site.batch, value, operand, operand, into)
-                )
+                steps.append(gradient_sum(flow.layer, site.batch, value, operand, operand, into))
             else:
                 assert operation.dx is not None
                 steps += operation.dx(site, into)

@@ -256,7 +256,7 @@ def calibrate(
         source = layer.inputs[0]
         p = parameters.get(layer.name)
         weight, bias = (none, none) if p is None else (p.weight8(), p.real_bias())
-        y = operation.compute(layer, values[source], weight, bias)
+        y = operation.compute(layer, (values[source],), weight, bias)
         if layer.relu:
             y = np.maximum(y, 0)
         least[layer.name] = least[source]
@@ -282,7 +282,7 @@ def calibrate(
         operation = OPERATIONS[layer.operation]
         p = parameters.get(layer.name)
         weight = none if p is None else p.weight8()
-        gradient = operation.gradient(layer, values[source], weight, gradient)[0]
+        gradient = operation.gradient(layer, (values[source],), weight, gradient)[0][0]
         if not operation.view and p is not None:
             least[owner] = exponent + p.exponent
         if source == INPUT or operation.view:

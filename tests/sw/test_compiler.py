@@ -436,7 +436,7 @@ def test_update_in_parts_does_biases_once() -> None:
 
 def test_program_memory_too_small() -> None:
     config = simulation_config().replace(program_words=128)
-    with pytest.raises(PlanError, match=r"has 186 words \(train 124, infer 62\).*memory 128: 58"):
+    with pytest.raises(PlanError, match=r"has 168 words \(train 115, infer 53\).*memory 128: 40"):
         compile_graph(network("mlp"), config, 8)
 
 

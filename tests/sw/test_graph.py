@@ -23,13 +23,16 @@ DENSE = Layer("a", "dense", (INPUT,), 4)
     ("layers", "message"),
     [
         ((), "has no layers"),
-        ((Layer("a", "conv", (INPUT,)),), "operation 'conv' is not known; there are: dense, flat"),
+        ((Layer("a", "conv3d", (INPUT,)),), "operation 'conv3d' is not known; there are: dense"),
         ((DENSE, DENSE), "two layers are called 'a'"),
         ((Layer("a", "dense", ("b",), 4),), "'a' reads 'b', which no earlier layer is called"),
-        ((DENSE, Layer("b", "dense", (INPUT,), 4)), "'input' is used 2 times"),
-        ((Layer("a", "dense", (INPUT,), 4, relu=True),), "the last layer, 'a', must give logits"),
-        ((Layer("f", "flatten", (INPUT,)),), "the last layer, 'f', must give logits"),
-        ((Layer("a", "dense", (INPUT, INPUT), 4),), "'input' is used 2 times"),
+        ((DENSE, Layer("b", "dense", (INPUT,), 4)), "'a' is not used; every result but the last"),
+        (
+            (Layer("a", "dense", (INPUT,), 4, relu=True),),
+            "'a', must be a layer with weights and without",
+        ),
+        ((Layer("f", "flatten", (INPUT,)),), "'f', must be a layer with weights and without"),
+        ((Layer("a", "dense", (INPUT, INPUT), 4),), "dense has one input, 2 are given"),
         (
             (Layer("a", "dense", (INPUT,), 4, momentum=True, int8_weights=True),),
             "choose either momentum or int8-only weights",

@@ -17,7 +17,9 @@ def _shape(layer: Layer, inputs: tuple[Shape, ...]) -> Shape:
     if layer.inputs[0] == layer.inputs[1]:
         raise ModelError(f"{name} adds {layer.inputs[0]!r} to itself; give it two inputs")
     if inputs[0] != inputs[1]:
-        raise ModelError(f"{name}: inputs of the shapes {inputs[0]} and {inputs[1]} cannot be added")
+        raise ModelError(
+            f"{name}: inputs of the shapes {inputs[0]} and {inputs[1]} cannot be added"
+        )
     return inputs[0]
 
 
@@ -27,7 +29,7 @@ def _constants(layer: Layer, inputs: tuple[Shape, ...]) -> tuple[int, ...]:
 
 
 def _elements(batch: int, value: Value) -> tuple[int, int]:
-    """All elements of a batch as pixels x columns: the channels, unless that are too many pixels."""
+    """All elements of a batch as pixels x columns: columns are channels, or more of them."""
     channels = value.shape[-1]
     pixels = batch * value.size // channels
     while pixels > MAX_COUNT and pixels % 2 == 0:

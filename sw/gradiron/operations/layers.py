@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from gradiron.arch.isa import Out
 from gradiron.errors import ModelError
-from gradiron.reals import PADDINGS, SAME
+from gradiron.reals import PADDINGS, SAME, Padding
 
 Shape: TypeAlias = tuple[int, ...]
 Pair: TypeAlias = tuple[int, int]
@@ -51,8 +51,9 @@ class Layer:
     kernel, stride : (int, int)
         Vertical, horizontal. Of a pooling layer the window; (0, 0) is the whole image, and the
         stride is the window's size.
-    padding : str
-        "same" or "valid", as TensorFlow has them. Pooling has "valid" always.
+    padding : str or ((int, int), (int, int))
+        "same" or "valid", as TensorFlow has them, or rows (top, bottom) and columns (left, right),
+        each less than the kernel. Pooling has "valid" always.
     pad : int
         int8 value read outside the image.
     columns : tuple of (int, int)
@@ -70,7 +71,7 @@ class Layer:
     momentum: bool = False
     kernel: Pair = (1, 1)
     stride: Pair = (1, 1)
-    padding: str = SAME
+    padding: Padding = SAME
     pad: int = 0
     columns: tuple[Pair, ...] = ()
 
@@ -251,9 +252,19 @@ def check_kernel(layer: Layer) -> None:
                 f"{name}: {what} {sizes}; it is two numbers (vertical, horizontal) from 1 to "
                 f"{limit}"
             )
-    if layer.padding not in PADDINGS:
+    if isinstance(layer.padding, str):
+        if layer.padding not in PADDINGS:
+            raise ModelError(
+                f"{name}: padding {layer.padding!r} is not known; there are: "
+                f"{', '.join(PADDINGS)}, ((top, bottom), (left, right))"
+            )
+    elif len(layer.padding) != 2 or not all(
+        len(pads) == 2 and min(pads) >= 0 and max(pads) < size
+        for pads, size in zip(layer.padding, layer.kernel, strict=True)
+    ):
         raise ModelError(
-            f"{name}: padding {layer.padding!r} is not known; there are: {', '.join(PADDINGS)}"
+            f"{name}: padding {layer.padding}; it is ((top, bottom), (left, right)), each from 0 "
+            f"and less than the kernel {layer.kernel}"
         )
     if not -127 <= layer.pad <= 127:
         raise ModelError(f"{name}: pad is {layer.pad}; it must be from -127 to 127")

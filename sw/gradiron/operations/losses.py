@@ -52,9 +52,7 @@ class LossRule:
 # softmax and cross-entropy: the last layer gives logits
 
 
-def _softmax_train(
-    batch: int, last: Product, y: Value, target: Value | None
-) -> tuple[Step, ...]:
+def _softmax_train(batch: int, last: Product, y: Value, target: Value | None) -> tuple[Step, ...]:
     del target
     exponents = (y.exponent, y.exponent, y.gradient_exponent)
     step = LossStep(batch, y.size, y.tensor, y.low, exponents, labels=LABELS, gradient=y.gradient)
@@ -87,9 +85,7 @@ def softmax_cross_entropy(logits: Real, labels: npt.NDArray[np.int64]) -> tuple[
 # squared error: the difference is measured, computed again with the exponent found, and squared
 
 
-def _squared_train(
-    batch: int, last: Product, y: Value, target: Value | None
-) -> tuple[Step, ...]:
+def _squared_train(batch: int, last: Product, y: Value, target: Value | None) -> tuple[Step, ...]:
     assert target is not None
     size = batch * y.size
     if size > MAX_COUNT:

@@ -135,9 +135,7 @@ def _finish(products: list[Product], into: Gradient, scale: Scale) -> tuple[Prod
     return tuple(found)
 
 
-def _rest(
-    site: Site, into: Gradient, w: Window, exponents: tuple[str, str, str]
-) -> list[Product]:
+def _rest(site: Site, into: Gradient, w: Window, exponents: tuple[str, str, str]) -> list[Product]:
     height, width, _, _ = site.x.image
     covered = (w.out[0] * w.kernel[0], w.out[1] * w.kernel[1])
     return [

@@ -139,6 +139,20 @@ class Product:
         return self.taps_y * self.taps_x * self.j
 
     @property
+    def pads(self) -> bool:
+        """Whether windows reach beyond the bounds, so that `pad` is read."""
+        a = self.a
+        low_y, high_y = _reach((self.y, a.y), (self.taps_y, a.tap_y))
+        low_x, high_x = _reach((self.x, a.x), (self.taps_x, a.tap_x))
+        run = self.columns if self.b.by.by_channel else self.j
+        return not (
+            a.y0 + low_y >= 0
+            and a.y0 + high_y < a.rows
+            and a.x0 + low_x >= 0
+            and a.x0 + high_x + run <= a.columns
+        )
+
+    @property
     def macs(self) -> int:
         """Logical products; pooling, copies and additions have none."""
         if self.logical >= 0:
@@ -172,6 +186,12 @@ class Product:
     def apart(self) -> tuple[tuple[str, str], ...]:
         """Pairs of tensors that must lie in different regions."""
         return ((self.a.tensor, self.b.tensor),) if self.b.by == BMode.GATE else ()
+
+
+def _reach(*loops: tuple[int, int]) -> tuple[int, int]:
+    """Smallest and largest offset of nested loops (count, stride)."""
+    ends = [(count - 1) * stride for count, stride in loops]
+    return sum(min(0, end) for end in ends), sum(max(0, end) for end in ends)
 
 
 @dataclass(frozen=True)

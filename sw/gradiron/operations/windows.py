@@ -17,7 +17,8 @@ from gradiron.reals import Window, window
 
 def windows(layer: Layer, value: Value) -> Window:
     """Where a convolution's windows lie on its input."""
-    return window(value.shape[:2], layer.kernel, layer.stride, layer.padding)
+    height, width, _, _ = value.image
+    return window((height, width), layer.kernel, layer.stride, layer.padding)
 
 
 def streamed(tensor: str, value: Value, w: Window) -> Streamed:
