@@ -14,7 +14,17 @@ import pytest
 
 from gradiron.arch import isa, numerics
 from gradiron.arch.config import Config, simulation_config, up5k_config
-from gradiron.arch.isa import BMode, ErrorCause, MachineState, Out, Scale, encode, encode_set
+from gradiron.arch.isa import (
+    BMode,
+    ErrorCause,
+    MachineState,
+    Out,
+    Scale,
+    Skip,
+    Track,
+    encode,
+    encode_set,
+)
 from gradiron.arch.numerics import Rounding, Tracker, Use
 from gradiron.device import Status
 from gradiron.errors import MachineError
@@ -39,6 +49,7 @@ from gradiron.golden.arithmetic import (
     stochastic_shift,
     wrapped32,
 )
+from gradiron.golden.channels import channel_gradient, channel_sums, gated_sums, pooled
 
 # --- a naive machine -----------------------------------------------------------------------------
 #
@@ -946,6 +957,341 @@ def test_saturated_counts_what_it_changes():
 
 def test_an_accumulator_has_32_bits():
     assert wrapped32(np.array([2**31, -(2**31) - 1, 5])).tolist() == [-(2**31), 2**31 - 1, 5]
+
+
+# --- by channel -----------------------------------------------------------------------------------
+
+
+def test_products_by_channel_are_alike_in_all_forms():
+    rng = np.random.default_rng(6)
+    for turn in range(120):
+        n, y, x, ky, kx, cols = (int(v) for v in rng.integers(1, [3, 6, 6, 5, 6, 9]))
+        if turn % 4 == 0:
+            # Taps that overlap, as a convolution sees them.
+            image = rng.integers(-128, 128, (n, y + ky, x + kx, cols), dtype=np.int8)
+            s = image.strides
+            shape, strides = (n, y, x, ky, kx, cols), (s[0], s[1], s[2], s[1], s[2], s[3])
+            a = np.lib.stride_tricks.as_strided(image, shape, strides)
+        else:
+            spread = int(rng.choice([1, 127]))
+            a = rng.integers(-spread - 1, spread + 1, (n, y, x, ky, kx, cols), dtype=np.int8)
+            if turn % 4 == 1:
+                a = a.reshape(n * y * x, ky, kx, cols)
+        pixels, taps = n * y * x, ky * kx
+        flat = a.astype(np.int64).reshape(pixels, taps, cols)
+        w = rng.integers(-128, 128, (taps, cols), dtype=np.int8)
+        dy = rng.integers(-128, 128, (pixels, cols), dtype=np.int8)
+        gates = rng.integers(-128, 128, a.shape, dtype=np.int8)
+        gate = int(rng.integers(16))
+        opened = gates.astype(np.int64).reshape(flat.shape) % 16 == gate
+        first = flat.argmax(axis=1) if taps <= 16 else None
+        for fast in (True, False):
+            products = np.einsum("ptc,tc->pc", flat, w.astype(np.int64))
+            assert np.array_equal(channel_sums(a, w, fast=fast), products)
+            assert np.array_equal(channel_sums(a, None, fast=fast), flat.sum(axis=1))
+            assert np.array_equal(
+                gated_sums(a, gates, gate, fast=fast), (flat * opened).sum(axis=1)
+            )
+            gradient = np.einsum("ptc,pc->tc", flat, dy.astype(np.int64))
+            assert np.array_equal(channel_gradient(a, dy, fast=fast), gradient)
+            value, argument = pooled(a, fast=fast)
+            assert np.array_equal(value, flat.max(axis=1))
+            tap = 255 - argument
+            if first is not None:
+                assert np.array_equal(tap, first)
+        again = pooled(a, fast=True)
+        assert all(np.array_equal(x, y) for x, y in zip(again, pooled(a, fast=False), strict=True))
+
+
+def run_steps(device: GoldenDevice, steps: list[Step]) -> None:
+    """Run instructions whose registers are all set, as they would be after power-on."""
+    reset = {register.name: register.reset for register in isa.REGISTERS}
+    device.write_program(
+        assemble(
+            [(name, fields, reset | registers) for name, fields, registers in steps], device.config
+        )
+    )
+    assert device.run().state == MachineState.HALTED
+
+
+def region(device: GoldenDevice, number: int, shape: tuple[int, ...]) -> np.ndarray:
+    content = device.read_memory(isa.make_address(number, 0), int(np.prod(shape)))
+    return np.frombuffer(content, np.int8).reshape(shape)
+
+
+def layer_machine(*images: np.ndarray) -> GoldenDevice:
+    """A machine with an image at the start of each region."""
+    device = GoldenDevice(small_config(regions=(1024,) * 4, program_words=1024))
+    for number, image in enumerate(images):
+        device.write_memory(isa.make_address(number, 0), image.astype(np.int8))
+    return device
+
+
+def windows(images: int, out: int, k: int, channels: int) -> dict[str, int]:
+    """Registers of k x k windows without overlap over out*k square images, by channel."""
+    size = out * k
+    return {
+        "A_SN": size * size * channels,
+        "A_SY": k * size * channels,
+        "A_SX": k * channels,
+        "A_TY": size * channels,
+        "A_TX": channels,
+        "A_HB": size * size * channels,
+        "A_WB": size * channels,
+        "N_P": images * out * out,
+        "N_Y": out,
+        "N_X": out,
+        "N_TY": k,
+        "N_TX": k,
+        "N_C": channels,
+        "O_S2": out * out * channels,
+        "O_S1": out * channels,
+        "O_S0": channels,
+    }
+
+
+@pytest.mark.parametrize("k", [2, 3])
+def test_max_pooling_and_its_way_back(k: int):
+    rng = np.random.default_rng(k)
+    n, out, c = 2, 2, 3
+    x = rng.integers(-2, 3, (n, out * k, out * k, c))  # with many equal values
+    dy = rng.integers(-127, 128, (n, out, out, c))
+    device = layer_machine(x, np.zeros(1), np.zeros(1), dy)
+    device.write_exponent(1, -5)
+    device.write_exponent(2, 0, 9, 4)
+    device.write_exponent(5, -3)
+    shared = windows(n, out, k, c)
+    plane = isa.make_address(2, 0)
+    forward = {"EXP": isa.pack_tensors(1, 0, 2), "O_BASE": 1 << 22, "O_LO": plane}
+    pool = {"b": BMode.IDENTITY, "out": Out.POOLED, "scale": Scale.OPERAND}
+    run_steps(device, [("MM", pool, {**shared, **forward})])
+    tiles = x.reshape(n, out, k, out, k, c).transpose(0, 1, 3, 5, 2, 4).reshape(n, out, out, c, -1)
+    first = tiles.argmax(axis=-1)
+    assert np.array_equal(region(device, 1, dy.shape), tiles.max(axis=-1))
+    assert np.array_equal(region(device, 2, dy.shape).view(np.uint8), 255 - first)
+    assert device.read_exponent(2) == (-5, 9, 4)
+    # The gradient goes where the largest was: an MM for each tap, with all others closed.
+    size = out * k
+    back = [
+        (
+            "MM",
+            {"b": BMode.GATE, "scale": Scale.PRODUCT},
+            {
+                **windows(n, out, 1, c),
+                "A_BASE": isa.make_address(3, 0),
+                "B_BASE": plane,
+                "GATE": 15 - t,
+                "EXP": isa.pack_tensors(5, 0, 6),
+                "O_OFF": (t // k * size + t % k) * c,
+                "O_S2": size * size * c,
+                "O_S1": k * size * c,
+                "O_S0": k * c,
+            },
+        )
+        for t in range(k * k)
+    ]
+    run_steps(device, back)
+    dx = np.where(np.arange(k * k) == first[..., None], dy[..., None], 0)
+    dx = dx.reshape(n, out, out, c, k, k).transpose(0, 1, 4, 2, 5, 3).reshape(x.shape)
+    assert np.array_equal(region(device, 0, x.shape), dx)
+    assert device.read_exponent(6).exponent == -3
+    assert device.machine.largest == 0
+
+
+def test_average_pooling_and_its_way_back():
+    rng = np.random.default_rng(7)
+    n, out, k, c = 2, 2, 3, 5
+    x = rng.integers(-127, 128, (n, out * k, out * k, c))
+    device = layer_machine(x)
+    for tensor, exponent in ((1, -5), (2, -4), (5, -7)):
+        device.write_exponent(tensor, exponent)
+    registers = {**windows(n, out, k, c), "EXP": isa.pack_tensors(1, 2, 3), "O_BASE": 1 << 22}
+    average = {"b": BMode.IDENTITY, "round": Rounding.TFLITE, "scale": Scale.OPERAND}
+    run_steps(device, [("MM", average, registers)])
+    total = x.reshape(n, out, k, out, k, c).sum(axis=(2, 4))
+    y = region(device, 1, total.shape).astype(int)
+    # Nine values: divided by 16, in the exponent of the input.
+    assert np.array_equal(y, numerics.rt(total, 4))
+    assert device.read_exponent(3).exponent == -5
+    assert device.machine.largest == 0
+    # Back, each value of a window gets the gradient as it is, a sixteenth of its weight: windows
+    # of one pixel, whose strides within the window are 0, are computed tap by tap.
+    size = out * k
+    back = [
+        (
+            "MM",
+            {"b": BMode.IDENTITY, "scale": Scale.PRODUCT, "round": Rounding.STOCHASTIC},
+            {
+                **windows(n, out, 1, c),
+                "A_BASE": 1 << 22,
+                "EXP": isa.pack_tensors(5, 2, 6),
+                "O_BASE": 2 << 22,
+                "O_OFF": (t // k * size + t % k) * c,
+                "O_S2": size * size * c,
+                "O_S1": k * size * c,
+                "O_S0": k * c,
+            },
+        )
+        for t in range(k * k)
+    ]
+    run_steps(device, back)
+    assert np.array_equal(region(device, 2, x.shape), y.repeat(k, axis=1).repeat(k, axis=2))
+    assert device.read_exponent(6).exponent == -11
+
+
+def test_a_product_without_valid_bytes_fills_with_padding():
+    device = layer_machine()
+    device.write_memory(1 << 22, bytes(range(1, 101)))
+    registers = {"N_P": 7, "N_X": 7, "N_C": 5, "O_BASE": 1 << 22, "O_S0": 10}
+    run_steps(device, [("MM", {"b": BMode.IDENTITY, "scale": Scale.PRODUCT}, registers)])
+    expected = np.arange(1, 101).reshape(10, 10)
+    expected[:7, :5] = 0
+    assert np.array_equal(region(device, 1, (10, 10)), expected)
+
+
+def test_squared_error():
+    rng = np.random.default_rng(8)
+    samples, inputs, outputs = 4, 6, 5
+    x = rng.integers(-127, 128, (samples, inputs))
+    w = rng.integers(-127, 128, (inputs, outputs))
+    target = rng.integers(-127, 128, (samples, outputs))
+    device = layer_machine(x, w, target)
+    for tensor, exponent in ((1, -6), (2, -7), (4, -5)):
+        device.write_exponent(tensor, exponent)
+    device.write_exponent(3, 0, 50, 6)
+    registers = {
+        "A_SX": inputs,
+        "A_HB": 1,
+        "A_WB": 100,
+        "N_P": samples,
+        "N_X": samples,
+        "N_J": inputs,
+        "N_C": outputs,
+        "B_BASE": 1 << 22,
+        "B_R": outputs,
+        "S_BASE": 2 << 22,
+        "O_BASE": 3 << 22,
+        "O_S0": outputs,
+        "EXP": isa.pack_tensors(1, 2, 3, 4),
+    }
+    loss = {
+        "A_BASE": 3 << 22,
+        "B_BASE": 3 << 22,
+        "B_R": 1,
+        "A_HB": 1,
+        "A_WB": 100,
+        "N_J": samples * outputs,
+    }
+    run_steps(
+        device,
+        [
+            ("MM", {"out": Out.MEASURE, "track": Track.FIT, "skip": Skip.SUBTRACT}, registers),
+            ("MM", {"round": Rounding.STOCHASTIC, "skip": Skip.SUBTRACT}, registers),
+            ("MM", {"out": Out.LOSS}, loss),
+        ],
+    )
+    g = x @ w - (target << 8)
+    shift = numerics.gradient_shift(int(np.abs(g).max()))
+    assert shift > 0
+    key = numerics.random_key(0, 0, 3)
+    r = numerics.random16(key, Use.DX, np.arange(g.size)).reshape(g.shape)
+    dy = numerics.sat8(numerics.sr(g, shift, r))
+    assert np.array_equal(region(device, 3, g.shape), dy)
+    assert device.read_exponent(3) == (shift - 13, shift - 13, 0)
+    assert device.read_csr("LOSS") == (dy**2).sum()
+
+
+def test_a_measurement_of_zeros_changes_nothing():
+    device = layer_machine()
+    device.write_exponent(3, -2, 5, 6)
+    registers = {"EXP": isa.pack_tensors(0, 0, 3)}
+    run_steps(device, [("MM", {"out": Out.MEASURE, "track": Track.FIT}, registers)])
+    assert device.read_exponent(3) == (-2, 5, 6)
+
+
+@pytest.mark.parametrize(("scale", "largest"), [(0, 100), (1, 0), (2, 0)])
+def test_what_follows_no_tracker_is_not_measured(scale: int, largest: int):
+    device = layer_machine()
+    device.write_memory(0, bytes([100]))
+    registers = {"A_HB": 1, "A_WB": 1, "O_BASE": 1 << 22}
+    run_steps(device, [("MM", {"b": BMode.IDENTITY, "scale": scale}, registers)])
+    assert device.machine.largest == largest
+
+
+def test_the_first_of_several_errors_is_reported():
+    config = small_config(lane_bytes=2)
+    too_long = {"N_J": 17, "N_C": 2, "O_BASE": isa.make_address(1, 1022)}
+    far = {"A_BASE": 1022, "A_HB": 9, "A_WB": 9, "N_J": 3, "N_TX": 3}
+    gate = {"b": BMode.GATE}
+    update = {"transposed": 1, "out": Out.MASTER, "round": 2}
+    for fields, registers, cause in (
+        (gate, {**far, "N_C": 4, "S_BASE": 1}, ErrorCause.REGION_CONFLICT),
+        (gate, {**far, "N_C": 4, "A_SX": 1}, ErrorCause.MISALIGNED),
+        (gate, {**far, "N_C": 4, "B_BASE": 1 << 22}, ErrorCause.ADDRESS_RANGE),
+        ({"skip": 1}, {"S_BASE": 1, **too_long}, ErrorCause.MISALIGNED),
+        ({"out": Out.LOSS}, {**far, "N_C": 2, "A_TX": 1}, ErrorCause.MISALIGNED),
+        ({"out": Out.LOSS}, {**far, "N_C": 2}, ErrorCause.OPERAND_RANGE),
+        ({"out": Out.LOSS}, {**far, "N_P": 2}, ErrorCause.OPERAND_RANGE),
+        ({"out": Out.LOSS}, far, ErrorCause.ADDRESS_RANGE),
+        (update, {**too_long, "B_R": 1}, ErrorCause.MISALIGNED),
+        (update, too_long, ErrorCause.ACCUMULATOR_DEPTH),
+        (update, {**too_long, "N_J": 16, "N_C": 3}, ErrorCause.ADDRESS_RANGE),
+        ({**update, "b": BMode.DIAGONAL}, {**too_long, "N_TY": 17}, ErrorCause.ACCUMULATOR_DEPTH),
+        (
+            {**update, "b": BMode.DIAGONAL},
+            {**too_long, "O_BASE": 1 << 22, "O_LO": 2 << 22, "A_SX": 2},
+            ErrorCause.NONE,
+        ),
+    ):
+        device = GoldenDevice(config)
+        reset = {register.name: register.reset for register in isa.REGISTERS}
+        device.write_program(assemble([("MM", fields, reset | registers)], config))
+        if cause == ErrorCause.NONE:
+            assert device.run().state == MachineState.HALTED
+        else:
+            with pytest.raises(MachineError, match=cause.name):
+                device.run()
+
+
+@pytest.mark.parametrize(
+    ("fields", "registers"),
+    [
+        ({"out": Out.MEASURE, "track": Track.FIT}, {"O_BASE": 1023, "N_C": 9}),
+        ({"out": Out.LOSS}, {"O_BASE": 1023, "O_OFF": 500}),
+        ({"b": BMode.IDENTITY}, {"B_BASE": 1023, "N_C": 9, "B_TX": 99, "N_TX": 3}),
+        ({}, {"S_BASE": 1023, "M_BASE": 1023, "O_LO": 1023, "N_C": 9}),
+        # Without a byte of A within the bounds, no gate is read.
+        ({"b": BMode.GATE}, {"B_BASE": isa.make_address(1, 1023), "N_C": 9, "A_HB": 0}),
+    ],
+)
+def test_bytes_that_no_formula_uses_may_be_anywhere(
+    fields: dict[str, int], registers: dict[str, int]
+):
+    run_steps(layer_machine(), [("MM", fields, registers)])
+
+
+@pytest.mark.parametrize(
+    ("fields", "registers"),
+    [
+        ({"skip": Skip.ADD}, {"S_BASE": 1023, "N_C": 2}),
+        ({"out": Out.MEASURE, "track": Track.FIT, "skip": 1}, {"S_BASE": 1023, "N_C": 2}),
+        ({"out": Out.POOLED, "b": BMode.IDENTITY, "scale": 1}, {"O_LO": 1023, "N_C": 2}),
+        ({"out": Out.POOLED, "b": BMode.IDENTITY, "scale": 1}, {"O_BASE": 1023, "N_C": 2}),
+        ({"b": BMode.DIAGONAL}, {"B_BASE": 1022, "N_TX": 3, "B_TX": 1}),
+        ({"b": BMode.IDENTITY}, {"A_BASE": 1022, "N_C": 3}),
+        ({"b": BMode.GATE}, {"B_BASE": isa.make_address(1, 1022), "N_C": 3}),
+    ],
+)
+def test_bytes_past_the_end(fields: dict[str, int], registers: dict[str, int]):
+    device = layer_machine()
+    reset = {register.name: register.reset for register in isa.REGISTERS}
+    inside = {"A_HB": 9, "A_WB": 9}
+    device.write_program(assemble([("MM", fields, reset | inside | registers)], device.config))
+    with pytest.raises(MachineError, match="ADDRESS_RANGE"):
+        device.run()
+    columns = {"N_C": registers["N_C"] - 1} if "N_C" in registers else {"N_TX": 2}
+    device.reset()
+    run_steps(device, [("MM", fields, inside | registers | columns)])
 
 
 # --- control -------------------------------------------------------------------------------------
