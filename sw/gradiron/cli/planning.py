@@ -7,14 +7,22 @@ import dataclasses
 from importlib import import_module
 from typing import Any
 
+from gradiron.arch.config import MAX_REGIONS, Config, simulation_config, up5k_config
 from gradiron.cli import machines
 from gradiron.cli.output import check_output, print_table, write_json
-from gradiron.compiler import Program
-from gradiron.graph import TRAIN
+from gradiron.cli.plots import plot_map
+from gradiron.compiler import Program, lower, step_costs
+from gradiron.engines import DEFAULT_ARRAY
+from gradiron.errors import ConfigError, ModelError
+from gradiron.graph import TRAIN, Graph
 from gradiron.networks import NETWORKS
+from gradiron.planner import HARMLESS, MEASURES, Choice, Plan, choose, step_name
 from gradiron.train import default_settings
 
 DEFAULT_CLOCK = 24.0
+UNITS = {"": 1, "B": 1, "K": 1 << 10, "KB": 1 << 10, "M": 1 << 20, "MB": 1 << 20}
+DEFAULT_REGIONS = 2
+"""Regions into which a simulated machine's memory is divided where only its size is given."""
 
 
 def add_plan(commands: Any) -> None:
@@ -23,7 +31,8 @@ def add_plan(commands: Any) -> None:
         "plan",
         help="memory map and cycles of a network on a machine",
         description="Places every tensor of a network's programs, and counts the cycles of a "
-        "training step by the cycle model.",
+        "training step by the cycle model. Where the memory is too small, it takes the mildest of "
+        "the measures that --allow names, and says which and what that costs.",
     )
     parser.add_argument(
         "model", metavar="MODEL", help=f"{', '.join(NETWORKS)}, mlp:SIZES, or a .json file"
@@ -31,12 +40,35 @@ def add_plan(commands: Any) -> None:
     machines.add_machine(parser, board=True)
     parser.add_argument("--batch", type=int, metavar="N", help="samples of a step")
     parser.add_argument(
+        "--memory",
+        metavar="SIZE",
+        help="plan for this much data memory: 128K (divided equally), or by regions, 64K+32K+32K",
+    )
+    parser.add_argument(
+        "--allow",
+        metavar="MEASURES",
+        default=",".join(HARMLESS),
+        help="what may be done to make it fit, with commas between: "
+        + "; ".join(f"{name} ({text})" for name, text in MEASURES.items())
+        + f"; or none. Default {', '.join(HARMLESS)}",
+    )
+    parser.add_argument(
+        "--freeze", metavar="LAYERS", default="", help="leave these layers alone, with commas"
+    )
+    parser.add_argument(
+        "--update", metavar="LAYERS", default="", help="update these layers only, with commas"
+    )
+    parser.add_argument(
+        "--int8", metavar="LAYERS", default="", help="int8-only weights in these layers"
+    )
+    parser.add_argument(
         "--clock",
         type=float,
         default=DEFAULT_CLOCK,
         metavar="MHZ",
         help=f"clock for the milliseconds (default {DEFAULT_CLOCK:g} MHz)",
     )
+    parser.add_argument("--plot", metavar="FILE", help="write a picture of the map over time there")
     parser.add_argument("--json", metavar="FILE", help="write the result there")
     parser.set_defaults(run=plan)
 
@@ -49,18 +81,128 @@ def model_cycles(program: Program, entry: str = TRAIN) -> int | None:
     return int(count(program.words, program.config, program.entry(entry)).total)
 
 
+# --- what is asked for ---------------------------------------------------------------------------
+
+
+def parse_size(text: str) -> int:
+    """Bytes: "1000", "64K", "1M".
+
+    Raises
+    ------
+    ConfigError
+        For any other text.
+    """
+    given = text.strip().upper()
+    digits = given.rstrip("KMB")
+    unit = given[len(digits) :]
+    if not digits.isascii() or not digits.isdigit() or unit not in UNITS:
+        raise ConfigError(f"{text!r} is not a size of memory; write 131072, 128K or 1M")
+    return int(digits) * UNITS[unit]
+
+
+def parse_memory(text: str, count: int) -> tuple[int, ...]:
+    """Sizes of regions: "128K" divided into `count`, or one by one, "64K+64K".
+
+    Raises
+    ------
+    ConfigError
+        For other texts, or more regions than there may be.
+    """
+    sizes = [parse_size(part) for part in text.split("+")]
+    if len(sizes) == 1:
+        if sizes[0] % count:
+            raise ConfigError(
+                f"{sizes[0]} bytes cannot be divided equally into {count} regions; "
+                "name the regions, as in 64K+64K"
+            )
+        sizes = [sizes[0] // count] * count
+    if len(sizes) > MAX_REGIONS:
+        raise ConfigError(f"{len(sizes)} regions; there must be 1 to {MAX_REGIONS}")
+    return tuple(sizes)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _wanted(args: argparse.Namespace) -> Graph:
+    """The network, with the layers as the options have them."""
+    graph = machines.find_graph(args.model)
+    frozen = set(_names(args.freeze)) | {x.name for x in graph.layers if x.frozen}
+    update = _names(args.update)
+    for name in (*frozen, *update, *_names(args.int8)):
+        if name not in graph.parameters:
+            raise ModelError(
+                f"{graph.layer(name).name!r} has no weights; layers that have some: "
+                f"{', '.join(graph.parameters)}"
+            )
+    if update:
+        frozen |= set(graph.parameters) - set(update)
+    int8 = {x.name for x in graph.layers if x.int8_weights} | set(_names(args.int8))
+    return graph.with_options(frozen=frozen, int8_weights=int8)
+
+
+def _machine(args: argparse.Namespace) -> Config | None:
+    """The machine to plan for; None for a simulated one with as much memory as it takes."""
+    if args.board == "sim":
+        if args.memory is None:
+            return None
+        regions = parse_memory(args.memory, DEFAULT_REGIONS)
+        config = simulation_config(args.array or DEFAULT_ARRAY, regions=regions)
+        return config.replace(program_words=machines.MOST_PROGRAM_WORDS)
+    config = up5k_config()
+    if args.array is not None and args.array.lower() != config.array:
+        raise ConfigError(
+            f"the machine of {args.board} has the array {config.array}, not {args.array}"
+        )
+    if args.memory is not None:
+        config = config.replace(regions=parse_memory(args.memory, len(config.regions)))
+    return config
+
+
+# --- the command ---------------------------------------------------------------------------------
+
+
+def _steps(found: Plan) -> list[dict[str, Any]]:
+    """A row per step of the training program: bytes that are needed, and cycles."""
+    if TRAIN not in found.schedule.programs:
+        return []
+    cost = step_costs(found.schedule, found.config)
+    regions = {name: p.region for name, p in found.placements.items()}
+    live = found.live(TRAIN)
+    return [
+        {
+            "step": index,
+            "name": step_name(step),
+            "live_bytes": live[index],
+            "cycles": cost(step, regions),
+        }
+        for index, step in enumerate(found.schedule.programs[TRAIN])
+    ]
+
+
 def plan(args: argparse.Namespace) -> int:
     """Run the command plan."""
-    check_output(args.json)
-    graph = machines.find_graph(args.model)
+    check_output(args.json, args.plot)
+    graph = _wanted(args)
     batch = default_settings(graph).batch if args.batch is None else args.batch
-    program = machines.network_program(graph, batch, args.array, args.board)
-    found = program.plan
+    allow = () if args.allow == "none" else _names(args.allow)
+    config = _machine(args)
+    if config is None:
+        config = machines.fitted_config(graph, batch, args.array or DEFAULT_ARRAY)
+    choice = choose(graph, config, batch, allow=allow, costs=step_costs)
+    program = lower(choice.plan, choice.graph)
+    _report(args, choice, program)
+    return 0
+
+
+def _report(args: argparse.Namespace, choice: Choice, program: Program) -> None:
+    found, graph, batch = choice.plan, choice.graph, choice.batch
     cycles = model_cycles(program)
     macs = program.macs(TRAIN) if TRAIN in program.entries else 0
     milliseconds = None if cycles is None else cycles / (1e3 * args.clock)
     regions = [dataclasses.asdict(use) for use in found.regions()]
-    tensors = found.table()
+    tensors, steps = found.table(), _steps(found)
     result: dict[str, Any] = {
         "model": graph.name,
         "board": args.board,
@@ -76,21 +218,41 @@ def plan(args: argparse.Namespace) -> int:
         "mac_per_cycle": None if not cycles else macs / cycles,
         "clock_mhz": args.clock,
         "milliseconds": milliseconds,
+        "choice": {
+            "text": choice.text,
+            "measures": list(choice.measures),
+            "recomputed": list(found.recomputed),
+            "costs": list(choice.lines),
+        },
         "regions": regions,
         "tensors": tensors,
+        "steps": steps,
     }
     write_json(args.json, result)
+    title = f"{graph} at batch {batch} on {args.board}, {program.config.array}"
+    if args.plot is not None:
+        plot_map(args.plot, title, found)
     print_table(
-        f"{graph} at batch {batch} on {args.board}, {program.config.array}",
+        title,
         ("tensor", "kind", "region", "offset", "bytes", "first use", "last use", "in place of"),
         [list(row.values()) for row in tensors],
     )
+    if steps:
+        print_table(
+            "over time (bytes needed in each step, cycles without the SETs)",
+            ("step", "name", "bytes", "cycles"),
+            [list(row.values()) for row in steps],
+        )
     print_table(
         "regions (bytes)",
         ("region", "size", "tensors", "shared", "used", "gaps", "free"),
         [list(row.values()) for row in regions],
     )
     print(f"memory: {found.used:,} bytes of {program.config.memory_bytes:,}")
+    if choice.text:
+        print(f"chosen to make it fit: {choice.text}")
+    for line in choice.lines:
+        print(line)
     print(f"program: {len(program.words):,} words of {program.config.program_words:,}")
     print(f"products of a training step: {macs:,}")
     if cycles and milliseconds is not None:
@@ -99,4 +261,3 @@ def plan(args: argparse.Namespace) -> int:
             f"{macs / cycles / program.config.peak:.1%} of the peak), {milliseconds:.2f} ms at "
             f"{args.clock:g} MHz"
         )
-    return 0

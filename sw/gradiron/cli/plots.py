@@ -1,4 +1,4 @@
-"""The picture of a run: accuracy over steps, accelerator against float32."""
+"""Pictures: accuracy over the steps of a run, and the memory map over the steps of a program."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from importlib import import_module
 from typing import Any
 
 from gradiron.errors import DataError, MissingExtraError
+from gradiron.graph import KINDS, TRAIN
+from gradiron.planner import Plan, step_name
 from gradiron.train import History
 
 
@@ -28,21 +30,117 @@ def plot_accuracy(path: str, title: str, runs: dict[str, History]) -> None:
     DataError
         Where the file cannot be written, or is of an unknown kind.
     """
-    try:
-        figure_class: Any = import_module("matplotlib.figure").Figure
-    except ModuleNotFoundError as error:
-        missing = (error.name or "matplotlib").partition(".")[0]
-        raise MissingExtraError(missing, "train", "the plot") from None
-    figure = figure_class(figsize=(7, 4.2), layout="constrained")
+    figure = _figure((7, 4.2))
     axes = figure.add_subplot()
     for (name, history), style in zip(runs.items(), ("o-", "s--"), strict=False):
         axes.plot(*_curve(history), style, label=name, markersize=4)
     axes.set(title=title, xlabel="training steps", ylabel="test accuracy (%)")
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right")
+    _save(figure, path)
+
+
+def _figure(size: tuple[float, float]) -> Any:
+    """An empty figure; without a window, so that it works everywhere."""
+    try:
+        figure_class: Any = import_module("matplotlib.figure").Figure
+    except ModuleNotFoundError as error:
+        missing = (error.name or "matplotlib").partition(".")[0]
+        raise MissingExtraError(missing, "train", "the plot") from None
+    return figure_class(figsize=size, layout="constrained")
+
+
+def _save(figure: Any, path: str) -> None:
     try:
         figure.savefig(path, dpi=150)
     except OSError as error:
         raise DataError(f"{path} cannot be written: {error.strerror}") from None
     except ValueError as error:
         raise DataError(f"{path} cannot be written: {error}; end its name in .png") from None
+
+
+COLOURS = {
+    "weight": "#4c72b0",
+    "master": "#8fa8d3",
+    "bias": "#64b5cd",
+    "momentum": "#937860",
+    "activation": "#55a868",
+    "argmax": "#a3d2a9",
+    "gradient": "#c44e52",
+    "input": "#ccb974",
+    "logits": "#8172b3",
+}
+OTHER_COLOUR = "#bbbbbb"
+LEGIBLE = 0.022
+"""Tensors that take less of a region than this get no name in the picture."""
+
+
+def plot_map(path: str, title: str, found: Plan) -> None:
+    """Write the memory map over time: a panel per region, a box per tensor, steps to the right.
+
+    Raises
+    ------
+    MissingExtraError
+        Without matplotlib.
+    DataError
+        Where the file cannot be written, or is of an unknown kind.
+    """
+    programs = found.schedule.programs
+    program = TRAIN if TRAIN in programs else next(iter(programs))
+    steps = programs[program]
+    sizes = found.config.regions
+    figure = _figure((max(9.0, 3 + 0.2 * len(steps)), 3.2 + 3.4 * len(sizes)))
+    ratios = [1.1, *(max(0.35, size / max(sizes)) * 3 for size in sizes)]
+    panels: Any = figure.subplots(
+        len(ratios), 1, sharex=True, squeeze=False, gridspec_kw={"height_ratios": ratios}
+    )[:, 0]
+    live = found.live(program)
+    panels[0].fill_between(
+        [x for index in range(len(live)) for x in (index, index + 1)],
+        [size / 1024 for size in live for _ in range(2)],
+        color=OTHER_COLOUR,
+    )
+    panels[0].axhline(found.config.memory_bytes / 1024, color="black", linewidth=1)
+    panels[0].set(ylabel="needed (KB)", ylim=(0, None), title=title)
+    kinds: dict[str, Any] = {}
+    for region, (panel, size) in enumerate(zip(panels[1:], sizes, strict=True)):
+        panel.set(ylim=(0, size / 1024), ylabel=f"region {region} (KB)")
+        for p in found.placements.values():
+            if p.region != region or program not in p.spans:
+                continue
+            first, last = p.spans[program]
+            left, right = max(0, first), min(len(steps), last + 1)
+            tensor = p.tensor
+            kinds[tensor.kind] = panel.barh(
+                p.offset / 1024,
+                right - left,
+                tensor.bytes / 1024,
+                left,
+                align="edge",
+                color=COLOURS.get(tensor.kind, OTHER_COLOUR),
+                edgecolor="white",
+                linewidth=0.6,
+                alpha=0.85,
+            )
+            if tensor.bytes / size >= LEGIBLE:
+                panel.text(
+                    (left + right) / 2,
+                    (p.offset + tensor.bytes / 2) / 1024,
+                    tensor.name,
+                    ha="center",
+                    va="center",
+                    fontsize=6,
+                    clip_on=True,
+                )
+    panels[-1].set_xlim(0, len(steps))
+    panels[-1].set_xticks([index + 0.5 for index in range(len(steps))])
+    panels[-1].set_xticklabels([step_name(step) for step in steps], rotation=90, fontsize=6)
+    figure.legend(
+        kinds.values(),
+        [KINDS.get(kind, kind) for kind in kinds],
+        loc="outside lower center",
+        ncols=5,
+        fontsize=7,
+        frameon=False,
+    )
+    _save(figure, path)
