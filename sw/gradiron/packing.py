@@ -124,8 +124,6 @@ def covered(step: Step) -> tuple[str, ...]:
 
 def _operands(step: Step) -> tuple[str, ...]:
     """What a step reads other than as mask or skip."""
-    if not isinstance(step, Product):
-        return tuple(step.reads)
     names = list(step.reads)
     for name in covered(step):
         names.remove(name)
@@ -137,19 +135,21 @@ def in_place(
 ) -> bool:
     """Whether a tensor may take the bytes of another, which is a mask or skip of its producer.
 
-    True where, as long as both are needed, steps read the operand only as mask or skip of that
-    result, and write the result without reading it. Steps that write one tensor write different
-    elements of it.
+    True where, from the first write of the result to the last use of the operand, steps read the
+    operand only as mask or skip of that result, and write the result without reading it. Steps that
+    write one tensor write different elements of it.
     """
     for program, (first, last) in spans[result].items():
         if program not in spans[operand]:
             continue
-        start = max(first, spans[operand][program][0])
-        end = min(last, spans[operand][program][1])
+        born, dead = spans[operand][program]
+        start = max(first, born)
+        if start > min(last, dead):
+            continue
         steps = schedule.programs[program]
-        if start <= end and not 0 <= start <= end < len(steps):
+        if start < 0 or dead >= len(steps):
             return False
-        for step in steps[start : end + 1]:
+        for step in steps[start : dead + 1]:
             other = _operands(step)
             if operand in other or result in other or operand in step.writes:
                 return False

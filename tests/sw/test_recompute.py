@@ -1,0 +1,121 @@
+"""Recomputation: less memory, more cycles, the same bits."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gradiron.arch.config import Config, simulation_config
+from gradiron.compiler import Program, lower, step_costs
+from gradiron.golden.device import GoldenDevice
+from gradiron.graph import INPUT, TRAIN, Graph, derive
+from gradiron.memory import place
+from gradiron.model import State, initial_state, read_state, write_state
+from gradiron.networks import mlp
+from gradiron.operations import LABELS
+from gradiron.packing import footprint
+from gradiron.planner import DoesNotFitError, choose, plan
+from gradiron.recompute import AGAIN, candidates, recompute
+from support.memories import run
+
+DEEP = mlp([6, 40, 40, 40, 40, 2])
+
+
+def trained(program: Program, graph: Graph, steps: int) -> State:
+    """The state after some steps on random samples on the golden model."""
+    batch = program.batch
+    rng = np.random.default_rng(5)
+    shape = (batch * steps, *graph.input_shape)
+    x: Any = rng.integers(-127, 128, shape).astype(np.int8).reshape(batch * steps, -1)
+    labels = rng.integers(0, graph.classes, len(x))
+    state = initial_state(graph, 7, x, labels)
+    device = GoldenDevice(program.config)
+    device.write_program(program.words)
+    device.write_csr("SEED", 3)
+    device.write_csr("RATE", 4)
+    write_state(device, program, state)
+    for twin, entry in program.schedule.twins.items():
+        device.write_exponent(program.schedule.exponents[twin], *state.exponents[entry])
+    tensor = program.schedule.tensors[INPUT]
+    for step in range(steps):
+        part = slice(step * batch, (step + 1) * batch)
+        rows = x[part].reshape(tensor.shape)
+        padded = np.zeros((len(rows), tensor.pitch or rows.shape[1]), np.int8)
+        padded[:, : rows.shape[1]] = rows
+        device.write_memory(program.plan.address(INPUT), padded.tobytes())
+        device.write_memory(program.plan.address(LABELS), labels[part].astype(np.uint8).tobytes())
+        device.run(program.entries[TRAIN])
+    return read_state(device, program)
+
+
+def same_bits(graph: Graph, config: Config, batch: int, steps: int) -> None:
+    """Every candidate alone, and all together, against none."""
+    schedule = derive(graph, batch, lane_bytes=config.lane_bytes)
+    found = place(schedule, config)
+    assert found is not None
+    wanted = trained(lower(found, graph), graph, steps)
+    whole = candidates(schedule)
+    assert whole
+    for chosen in (whole, *([one] for one in whole)):
+        changed = recompute(schedule, chosen)
+        assert changed is not None
+        assert list(changed.exponents)[: len(schedule.exponents)] == list(schedule.exponents)
+        again = place(changed, config)
+        assert again is not None
+        run(again, TRAIN)
+        state = trained(lower(again, graph), graph, steps)
+        assert state.weights_sha256() == wanted.weights_sha256()
+        for name, entry in wanted.exponents.items():
+            assert state.exponents[name] == entry, name
+
+
+def test_the_same_bits() -> None:
+    same_bits(DEEP, simulation_config("4x4"), 3, 12)
+
+
+def test_less_memory() -> None:
+    schedule = derive(DEEP, 64)
+    before = footprint(schedule)
+    chosen = candidates(schedule)
+    assert [name for each in chosen for name in each.names] == [
+        f"dense{index}.output" for index in range(1, 5)
+    ]
+    changed = recompute(schedule, chosen[1:3])
+    assert changed is not None
+    assert footprint(changed) < before
+    twins = {f"dense{index}.output{AGAIN}": f"dense{index}.output" for index in (3, 2)}
+    assert changed.twins == twins
+    # What is computed again is so where the backward pass needs it, from what is there.
+    steps = [(s.layer, s.writes) for s in changed.programs[TRAIN] if "pass_" in dir(s)]
+    place2 = steps.index(("dense2", (f"dense2.output{AGAIN}",)))
+    place3 = steps.index(("dense3", (f"dense3.output{AGAIN}",)))
+    assert place2 < place3 < steps.index(("dense4", ("dense3.gradient",)))
+
+
+def test_the_planner_recomputes_only_where_it_must() -> None:
+    whole = footprint(derive(DEEP, 64))
+    room = Config(rows=4, cols=4, regions=(whole + -whole % 4,))
+    assert plan(DEEP, room, 64).recomputed == ()
+    tight = Config(rows=4, cols=4, regions=(whole - 2400 - whole % 4,))
+    found = plan(DEEP, tight, 64, costs=step_costs)
+    assert len(found.recomputed) == 1
+    run(found, TRAIN)
+    assert found.used <= tight.memory_bytes
+    choice = choose(DEEP, tight, 64, costs=step_costs)
+    assert choice.measures == ("recompute",)
+    assert choice.text == f"{found.recomputed[0]} computed twice"
+    assert "% of the cycles" in choice.lines[0] or "cycles" in choice.lines[0]
+    with pytest.raises(DoesNotFitError) as info:
+        choose(DEEP, tight, 64, allow=(), costs=step_costs)
+    # Without it, the refusal offers what is left.
+    assert info.value.options
+    assert all(option.recomputed == () for option in info.value.options)
+
+
+def test_a_full_exponent_table_is_respected() -> None:
+    graph = mlp([4, *[8] * 19, 2])
+    schedule = derive(graph, 2)
+    assert len(schedule.exponents) == 61
+    chosen = candidates(schedule)
+    assert recompute(schedule, chosen[:4]) is None
+    assert recompute(schedule, chosen[:3]) is not None
