@@ -413,7 +413,7 @@ class Schedule:
     twins: dict[str, str] = field(default_factory=dict[str, str])
 
 
-class _Builder:
+class Builder:
     """Collects tensors and exponent entries."""
 
     def __init__(self) -> None:
@@ -421,6 +421,7 @@ class _Builder:
         self.exponents: dict[str, int] = {}
 
     def tensor(self, name: str, kind: str, shape: Shape, **options: Any) -> str:
+        """A tensor of bytes, or of `element` bytes each; returns its name."""
         element = options.pop("element", 1)
         pitch = options.get("pitch", 0)
         size = shape[0] * pitch if pitch else prod(shape) * element
@@ -428,11 +429,13 @@ class _Builder:
         return name
 
     def exponent(self, name: str) -> str:
+        """The next entry of the exponent table; returns its name."""
         self.exponents[name] = len(self.exponents)
         return name
 
 
-def _parameter(build: _Builder, layer: Layer, shape: ParameterShape, exponent: str) -> Parameter:
+def add_parameter(build: Builder, layer: Layer, shape: ParameterShape, exponent: str) -> Parameter:
+    """Tensors for weights and biases as the layer's options ask."""
     name = layer.name
     train = not layer.frozen
     common: dict[str, Any] = {"exponent": exponent, "layer": name, "persistent": True}
@@ -571,7 +574,7 @@ def derive(graph: Graph, batch: int, *, lane_bytes: int = 1) -> Schedule:
     if not 1 <= batch <= 32768:
         raise ModelError(f"batch is {batch}; it must be from 1 to 32768")
     check_lanes(graph, lane_bytes)
-    build = _Builder()
+    build = Builder()
     learns = _learns(graph)
     values = {INPUT: _input_value(build, graph, batch, lane_bytes)}
     parameters: dict[str, Parameter] = {}
@@ -583,7 +586,7 @@ def derive(graph: Graph, batch: int, *, lane_bytes: int = 1) -> Schedule:
             continue
         if name in graph.parameters:
             entry = build.exponent(f"{name}.weight")
-            parameters[name] = _parameter(build, layer, graph.parameters[name], entry)
+            parameters[name] = add_parameter(build, layer, graph.parameters[name], entry)
         if name not in graph.fusion:
             values[name] = _layer_value(build, graph, layer, batch, values, learns[name])
     for name in reversed(graph.gradients):
@@ -617,7 +620,7 @@ def derive(graph: Graph, batch: int, *, lane_bytes: int = 1) -> Schedule:
     for steps in programs.values():
         for step in steps:
             if isinstance(step, Product):
-                _check_product(step, batch)
+                check_product(step, batch)
     return Schedule(
         build.tensors, build.exponents, programs, batch, parameters, values, graph.constants
     )
@@ -632,7 +635,7 @@ def _learns(graph: Graph) -> dict[str, bool]:
     return learns
 
 
-def _input_value(build: _Builder, graph: Graph, batch: int, lane_bytes: int) -> Value:
+def _input_value(build: Builder, graph: Graph, batch: int, lane_bytes: int) -> Value:
     """The input: samples, or pixels where these must begin at even offsets."""
     shape, features = graph.input_shape, graph.features
     channels = shape[-1]
@@ -659,7 +662,7 @@ def _image_inputs(graph: Graph) -> set[str]:
 
 
 def _layer_value(
-    build: _Builder,
+    build: Builder,
     graph: Graph,
     layer: Layer,
     batch: int,
@@ -694,7 +697,7 @@ def _layer_value(
     return Value(shape, size, data, entry, low, "", "", relu, argmax=argmax)
 
 
-def _partial_entries(build: _Builder, graph: Graph) -> None:
+def _partial_entries(build: Builder, graph: Graph) -> None:
     """Entries for partial gradients, the same whatever is frozen."""
     flows = _Flows(graph, {name: name != INPUT for name in graph.consumers})
     for name in reversed(graph.order):
@@ -703,7 +706,7 @@ def _partial_entries(build: _Builder, graph: Graph) -> None:
                 build.exponent(flow.into)
 
 
-def _target(build: _Builder, graph: Graph, batch: int, values: Mapping[str, Value]) -> Value | None:
+def _target(build: Builder, graph: Graph, batch: int, values: Mapping[str, Value]) -> Value | None:
     """What a squared error compares with."""
     if LOSSES[graph.loss].labels:
         return None
@@ -734,7 +737,7 @@ def _site(
 
 
 def _programs(
-    build: _Builder,
+    build: Builder,
     graph: Graph,
     batch: int,
     sites: list[Site],
@@ -771,7 +774,7 @@ def _forward(sites: list[Site]) -> list[Product]:
 
 
 def _backward(
-    build: _Builder,
+    build: Builder,
     sites: list[Site],
     graph: Graph,
     values: Mapping[str, Value],
@@ -802,8 +805,14 @@ def _backward(
     return steps
 
 
-def _check_product(product: Product, batch: int) -> None:
-    """Limits of the counters that depend on the batch."""
+def check_product(product: Product, batch: int) -> None:
+    """Limits of the counters that depend on the batch.
+
+    Raises
+    ------
+    ModelError
+        Where one is exceeded.
+    """
     name = f"layer {product.layer!r}"
     for what, count, limit in (
         ("pixels in all images", product.pixels, REGISTER_BY_NAME["N_P"].limit),
@@ -857,6 +866,7 @@ __all__ = [
     "INPUT_EXPONENT",
     "KINDS",
     "TRAIN",
+    "Builder",
     "CountStep",
     "Graph",
     "LossStep",
@@ -864,6 +874,8 @@ __all__ = [
     "Schedule",
     "Step",
     "Tensor",
+    "add_parameter",
     "check_lanes",
+    "check_product",
     "derive",
 ]
