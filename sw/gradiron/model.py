@@ -32,8 +32,8 @@ from gradiron.arch.numerics import (
 from gradiron.compiler import Program
 from gradiron.data import check_inputs, check_labels
 from gradiron.errors import DataError, DeviceError
-from gradiron.graph import INPUT, INPUT_EXPONENT, Graph
-from gradiron.operations import OPERATIONS, Layer, Real
+from gradiron.graph import INPUT, INPUT_EXPONENT, Graph, derive
+from gradiron.operations import LOSSES, OPERATIONS, Layer, Real
 
 if TYPE_CHECKING:
     from gradiron.device import Device
@@ -214,6 +214,10 @@ def _need(largest: float, least: int) -> int:
     return clamp_exponent(max(least, frexp(largest)[1] - 7))
 
 
+def _largest(values: Real) -> float:
+    return float(np.abs(values).max())
+
+
 def _grid(values: Real, exponent: int) -> Float64:
     """The nearest int8 values with an exponent, as real numbers."""
     q = sat8(np.rint(np.ldexp(values.astype(np.float64), -exponent)))
@@ -224,9 +228,10 @@ def calibrate(
     graph: Graph,
     parameters: Parameters,
     x: npt.NDArray[np.int8],
-    labels: npt.NDArray[np.int64],
+    y: npt.NDArray[np.int64] | npt.NDArray[np.int8],
     *,
     input_exponent: int = INPUT_EXPONENT,
+    target_exponent: int | None = None,
 ) -> dict[str, tuple[int, int, int]]:
     """First entries of the exponent table, from a few samples.
 
@@ -235,74 +240,124 @@ def calibrate(
     graph : Graph
     parameters : dict of LayerParameters
     x : (N, ...) int8 array
-    labels : (N,) int64 array
+    y : (N,) int64 array, or (N, ...) int8 array
+        Labels, or targets of a squared error.
     input_exponent : int
+    target_exponent : int or None
+        Of targets; None: that of the inputs.
 
     Returns
     -------
     dict of (exponent, tracker exponent, 0) by name, as in `Schedule.exponents`.
     """
     flat = check_inputs(x, graph.features)
-    labels = check_labels(labels, graph.classes, len(flat))
-    found = {INPUT: input_exponent}
-    values: dict[str, Real] = {
-        INPUT: np.ldexp(flat.reshape(-1, *graph.input_shape).astype(np.float64), input_exponent)
+    real = np.ldexp(flat.reshape(-1, *graph.input_shape).astype(np.float64), input_exponent)
+    work = _Calibration(graph, parameters, input_exponent)
+    work.forward(real)
+    if LOSSES[graph.loss].labels:
+        gradient = work.softmax(check_labels(y, graph.classes, len(flat)))
+    else:
+        exponent = input_exponent if target_exponent is None else target_exponent
+        gradient = work.squared_error(check_inputs(y, graph.classes, "targets"), exponent)
+    work.backward(gradient)
+    return {
+        name: (exponent, exponent, 0)
+        for name, exponent in work.found.items()
+        if name in work.entries
     }
-    least: dict[str, int] = {INPUT: input_exponent}
-    last = graph.layers[-1]
-    none = np.zeros(0)
-    for layer in graph.layers:
-        operation = OPERATIONS[layer.operation]
-        source = layer.inputs[0]
-        p = parameters.get(layer.name)
-        weight, bias = (none, none) if p is None else (p.weight8(), p.real_bias())
-        y = operation.compute(layer, (values[source],), weight, bias)
-        if layer.relu:
-            y = np.maximum(y, 0)
-        least[layer.name] = least[source]
-        if not operation.view:
-            lowest = least[source] + (0 if p is None else p.exponent)
-            found[f"{layer.name}.weight"] = 0 if p is None else p.exponent
-            exponent = _need(float(np.abs(y).max()), lowest)
-            if layer is not last:
-                y = _grid(y, exponent)
-            found[f"{layer.name}.output"] = LOGIT_EXPONENT if layer is last else exponent
-            least[layer.name] = exponent
-        values[layer.name] = y
-
-    z = numerics.sat16(np.rint(np.ldexp(values[last.name].astype(np.float64), -LOGIT_EXPONENT)))
-    g = numerics.softmax_gradient(numerics.softmax(z).probability, labels)
-    shift = numerics.gradient_shift(int(np.abs(g).max()))
-    exponent = shift - numerics.PROBABILITY_BITS
-    gradient: Real = _grid(np.ldexp(g.astype(np.float64), -numerics.PROBABILITY_BITS), exponent)
-    found[f"{last.name}.gradient"] = exponent
-    owner = last.name
-    for layer in reversed(graph.layers):
-        source = layer.inputs[0]
-        operation = OPERATIONS[layer.operation]
-        p = parameters.get(layer.name)
-        weight = none if p is None else p.weight8()
-        gradient = operation.gradient(layer, (values[source],), weight, gradient)[0][0]
-        if not operation.view and p is not None:
-            least[owner] = exponent + p.exponent
-        if source == INPUT or operation.view:
-            continue
-        producer = _producer(graph, source)
-        exponent = _need(float(np.abs(gradient).max()), least[owner])
-        found[f"{producer.name}.gradient"] = exponent
-        gradient = _grid(gradient, exponent)
-        if producer.relu:
-            gradient = gradient * (values[producer.name].reshape(gradient.shape) > 0)
-        owner = producer.name
-    return {name: (exponent, exponent, 0) for name, exponent in found.items()}
 
 
-def _producer(graph: Graph, name: str) -> Layer:
-    """The layer whose tensor a result is, through views."""
-    layer = graph.layer(name)
-    while OPERATIONS[layer.operation].view:
-        layer = graph.layer(layer.inputs[0])
-    return layer
+class _Calibration:
+    """One pass forward and back on quantised values, in which every sum is exact.
+
+    Members
+    -------
+    found : dict of int by name
+        Exponents.
+    entries : set of str
+        What the exponent table has; a value without an entry is not rounded.
+    """
+
+    def __init__(self, graph: Graph, parameters: Parameters, input_exponent: int) -> None:
+        self.graph = graph
+        self.parameters = parameters
+        self.entries = frozenset(derive(graph, 1).exponents)
+        self.found = {INPUT: input_exponent}
+        self.last = graph.layers[-1].name
+        self._values: dict[str, Real] = {}
+        self._exponents = {INPUT: input_exponent}
+
+    def _weights(self, layer: Layer) -> tuple[Real, Real, int]:
+        """Weights as the array uses them, biases and the weights' exponent."""
+        p = self.parameters.get(layer.name)
+        if p is None:
+            return np.zeros(0), np.zeros(0), 0
+        return p.weight8(), p.real_bias(), p.exponent
+
+    def forward(self, x: Real) -> None:
+        """Values of all layers, each with the exponent that it needs."""
+        self._values[INPUT] = x
+        for layer in self.graph.layers:
+            weight, bias, weight_exponent = self._weights(layer)
+            xs = tuple(self._values[source] for source in layer.inputs)
+            y = OPERATIONS[layer.operation].compute(layer, xs, weight, bias)
+            if layer.relu:
+                y = np.maximum(y, 0)
+            least = self._exponents[layer.inputs[0]] + weight_exponent
+            entry = f"{layer.name}.output"
+            self.found[f"{layer.name}.weight"] = weight_exponent
+            if layer.name != self.last and entry in self.entries:
+                if layer.name in self.parameters or len(layer.inputs) > 1:
+                    least = _need(_largest(y), least)
+                # Pooling keeps the exponent of what it pools.
+                y = _grid(y, least)
+                self.found[entry] = least
+            self._values[layer.name] = y
+            self._exponents[layer.name] = least
+
+    def softmax(self, labels: Int64) -> Real:
+        """The gradient of the cross-entropy, as the machine computes it."""
+        logits = np.ldexp(self._values[self.last].astype(np.float64), -LOGIT_EXPONENT)
+        p = numerics.softmax(numerics.sat16(np.rint(logits))).probability
+        g = numerics.softmax_gradient(p, labels)
+        exponent = numerics.gradient_shift(int(np.abs(g).max())) - numerics.PROBABILITY_BITS
+        self.found[f"{self.last}.output"] = LOGIT_EXPONENT
+        self.found[f"{self.last}.gradient"] = exponent
+        return _grid(np.ldexp(g.astype(np.float64), -numerics.PROBABILITY_BITS), exponent)
+
+    def squared_error(self, target: npt.NDArray[np.int8], target_exponent: int) -> Real:
+        """The gradient of the squared error; outputs are kept with the target's exponent."""
+        y = self._values[self.last]
+        g = y - np.ldexp(target.reshape(y.shape).astype(np.float64), target_exponent)
+        exponent = _need(_largest(g), self._exponents[self.last])
+        self.found[self.graph.target] = target_exponent
+        self.found[f"{self.last}.output"] = target_exponent
+        self.found[f"{self.last}.gradient"] = exponent
+        return _grid(g, exponent)
+
+    def backward(self, gradient: Real) -> None:
+        """Gradients of all values, with the exponents that they and their parts need."""
+        gradients = {self.last: gradient}
+        exponents = {self.last: self.found[f"{self.last}.gradient"]}
+        for layer in reversed(self.graph.layers):
+            dy, exponent = gradients.pop(layer.name), exponents[layer.name]
+            entry = f"{layer.name}.gradient"
+            if layer.name != self.last and entry in self.entries:
+                exponent = self.found[entry] = _need(_largest(dy), exponent)
+                dy = _grid(dy, exponent)
+            if layer.relu:
+                dy = dy * (self._values[layer.name] > 0)
+            weight, _, weight_exponent = self._weights(layer)
+            xs = tuple(self._values[source] for source in layer.inputs)
+            dxs = OPERATIONS[layer.operation].gradient(layer, xs, weight, dy)[0]
+            least = exponent + weight_exponent
+            for source, dx in zip(layer.inputs, dxs, strict=True):
+                total = gradients[source] + dx if source in gradients else dx
+                part = f"{source}.gradient.{layer.name}"
+                if part in self.entries:
+                    self.found[part] = _need(_largest(total), least)
+                    total = _grid(total, self.found[part])
+                gradients[source], exponents[source] = total, least
 
 
 CALIBRATION_SAMPLES = 64
@@ -312,10 +367,11 @@ def initial_state(
     graph: Graph,
     seed: int,
     x: npt.NDArray[np.int8],
-    labels: npt.NDArray[np.int64],
+    y: npt.NDArray[np.int64] | npt.NDArray[np.int8],
     *,
     parameters: Parameters | None = None,
     input_exponent: int = INPUT_EXPONENT,
+    target_exponent: int | None = None,
 ) -> State:
     """A state to begin training from.
 
@@ -324,11 +380,13 @@ def initial_state(
     graph : Graph
     seed : int
         For the weights.
-    x, labels
-        Samples; the first 64 calibrate the exponents.
+    x, y
+        Samples with labels, or targets; the first 64 calibrate the exponents.
     parameters : dict of LayerParameters or None
         Weights to begin with instead of random ones.
     input_exponent : int
+    target_exponent : int or None
+        Of targets; None: that of the inputs.
     """
     if parameters is None:
         parameters = initial_parameters(graph, seed)
@@ -338,7 +396,12 @@ def initial_state(
         }
     samples = slice(0, CALIBRATION_SAMPLES)
     exponents = calibrate(
-        graph, parameters, x[samples], labels[samples], input_exponent=input_exponent
+        graph,
+        parameters,
+        x[samples],
+        y[samples],
+        input_exponent=input_exponent,
+        target_exponent=target_exponent,
     )
     return State(parameters, exponents)
 
@@ -380,8 +443,17 @@ def write_state(device: Device, program: Program, state: State) -> None:
             bias = np.zeros(p.bias.shape, np.int32) if p.velocity_bias is None else p.velocity_bias
             _write(device, program, names.velocity_bias, bias)
     for name, index in schedule.exponents.items():
-        device.write_exponent(index, *state.exponents.get(name, (0, 0, 0)))
+        if name in schedule.constants:
+            constant = schedule.constants[name]
+            device.write_exponent(index, constant, constant, 0)
+        else:
+            device.write_exponent(index, *state.exponents.get(_original(program, name), (0, 0, 0)))
     device.write_csr("STEP", state.step & 0xFFFFFFFF)
+
+
+def _original(program: Program, name: str) -> str:
+    """The entry whose tracker another one follows: of what is computed again, the first."""
+    return program.schedule.twins.get(name, name)
 
 
 def _write(device: Device, program: Program, name: str, values: npt.NDArray[np.generic]) -> None:
@@ -419,9 +491,12 @@ def read_parameters(device: Device, program: Program) -> Parameters:
 def read_state(device: Device, program: Program) -> State:
     """The state as the device holds it."""
     exponents: dict[str, tuple[int, int, int]] = {}
-    for name, index in program.schedule.exponents.items():
-        exponent, tracker, low = device.read_exponent(index)
-        exponents[name] = (exponent, tracker, low)
+    schedule = program.schedule
+    for name, index in schedule.exponents.items():
+        # What one machine computes again, or keeps as a constant, another may not have.
+        if name not in schedule.constants and name not in schedule.twins:
+            exponent, tracker, low = device.read_exponent(index)
+            exponents[name] = (exponent, tracker, low)
     return State(read_parameters(device, program), exponents, device.read_csr("STEP"))
 
 

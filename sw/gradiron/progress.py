@@ -9,6 +9,7 @@ import sys
 import time
 from dataclasses import dataclass, field
 from importlib import import_module
+from math import isnan, nan
 from typing import Any, Protocol, TextIO
 
 
@@ -24,7 +25,7 @@ class EpochRecord:
     rate : int
         k of the learning rate 2**-k.
     loss : float
-        Mean over the epoch, in bits per sample.
+        Mean over the epoch, per sample: in bits, or half a squared error.
     accuracy : float
         On the test samples, 0 to 1; nan where it was not measured.
     saturation : dict of float by tensor
@@ -37,6 +38,8 @@ class EpochRecord:
         Digest of the whole state afterwards.
     note : str
         What is wrong, in words; "" where nothing is.
+    error : float
+        Mean squared error on the test samples, over all values; nan where there are classes.
     """
 
     epoch: int
@@ -49,11 +52,15 @@ class EpochRecord:
     seconds: float = 0.0
     state_sha256: str = ""
     note: str = ""
+    error: float = nan
 
     def __str__(self) -> str:
+        result = f"loss {self.loss:.3f} bits, accuracy {self.accuracy:.2%}"
+        if not isnan(self.error):
+            result = f"loss {self.loss:.4g}, mean squared error {self.error:.4g}"
         text = (
-            f"epoch {self.epoch + 1}: loss {self.loss:.3f} bits, accuracy {self.accuracy:.2%}, "
-            f"learning rate 2^{-self.rate}, {self.steps} steps in {self.seconds:.1f} s"
+            f"epoch {self.epoch + 1}: {result}, learning rate 2^{-self.rate}, {self.steps} steps "
+            f"in {self.seconds:.1f} s"
         )
         if self.cycles:
             text += f", {self.cycles / max(1, self.steps):.0f} cycles a step"
@@ -68,7 +75,7 @@ class Progress(Protocol):
         ...
 
     def step(self, epoch: int, step: int, loss: float) -> None:
-        """A step of an epoch (from 0) is done; its loss is in bits per sample."""
+        """A step of an epoch (from 0) is done; its loss is per sample."""
         ...
 
     def epoch(self, record: EpochRecord) -> None:
@@ -116,7 +123,7 @@ class PlainProgress(NoProgress):
         """See `Progress`."""
         if time.monotonic() >= self._next:
             self._next = time.monotonic() + self._every
-            text = f"epoch {epoch + 1}, step {step + 1} of {self._steps}: loss {loss:.3f} bits"
+            text = f"epoch {epoch + 1}, step {step + 1} of {self._steps}: loss {loss:.3f}"
             print(text, file=self._stream, flush=True)
 
     def epoch(self, record: EpochRecord) -> None:
@@ -135,7 +142,7 @@ class RichProgress(NoProgress):
             rich.BarColumn(),
             rich.MofNCompleteColumn(),
             rich.TimeRemainingColumn(),
-            rich.TextColumn("loss {task.fields[loss]:.3f} bits"),
+            rich.TextColumn("loss {task.fields[loss]:.3f}"),
             console=console,
         )
         self._task: Any = None

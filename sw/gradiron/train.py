@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import ceil, floor, frexp, isfinite, log2, nan
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -26,11 +26,17 @@ from gradiron.device import Device
 from gradiron.errors import DataError, MachineError
 from gradiron.graph import INFER, INPUT, TRAIN, Graph
 from gradiron.model import Parameters, State, initial_state, read_state, write_state
-from gradiron.operations import LABELS, PREDICTIONS
+from gradiron.operations import LABELS, LOSSES, PREDICTIONS, TARGET
 from gradiron.progress import EpochRecord, NoProgress, Progress
+
+Answers: TypeAlias = npt.NDArray[np.int64] | npt.NDArray[np.int8]
+"""What outputs are compared with: (N,) labels, or (N, size) int8 targets of a squared error."""
 
 LOSS_UNIT = 256
 """LOSS counts in 2**-8 bits."""
+SQUARED_UNIT = 1 << 16
+"""Halves of squared errors are kept in a history in units of 2**-16."""
+MOST_LOSS = (1 << 62) - 1
 COUNTER_MASK = 0xFFFFFFFF
 SATURATION_LIMIT = 0.05
 """Share of saturated elements above which a run is called diverging."""
@@ -113,6 +119,70 @@ class Settings:
         return min(RATE_MAX, self.rate + sum(halving <= epoch for halving in self.halvings))
 
 
+@dataclass(frozen=True)
+class Recipe:
+    """Settings that suit a network; chosen on held-back training samples, never by test accuracy.
+
+    Parameters
+    ----------
+    epochs : int
+    batch : int
+    rate : int
+        k of the learning rate 2**-k at that batch.
+    halvings : tuple of int
+        The learning rate is halved where so many percent of the epochs are done.
+    momentum : bool
+    """
+
+    epochs: int
+    batch: int
+    rate: int
+    halvings: tuple[int, ...]
+    momentum: bool = False
+
+    def settings(
+        self,
+        *,
+        epochs: int | None = None,
+        batch: int | None = None,
+        rate: int | None = None,
+        seed: int = 0,
+    ) -> Settings:
+        """Settings; what is given is kept, and the learning rate follows the batch."""
+        epochs, batch = epochs or self.epochs, batch or self.batch
+        if rate is None:
+            rate = max(0, self.rate + _usual_rate(batch) - _usual_rate(self.batch))
+        halvings = tuple(sorted({epochs * part // 100 for part in self.halvings} - {0}))
+        return Settings(epochs, batch, rate, halvings, seed)
+
+
+def _usual_rate(batch: int) -> int:
+    """How the learning rate follows the batch: 2**-6 at 1, 2**-5 at 4, 2**-3 at 32."""
+    return max(2, 6 - (3 * (batch.bit_length() - 1) + 2) // 5)
+
+
+SMALL = 8192
+"""Weights below which a network is trained as the one of the digits is."""
+DENSE_RECIPE = Recipe(10, 32, 3, (50, 70, 90))
+SMALL_RECIPE = Recipe(24, 8, 3, (70, 85))
+IMAGE_RECIPE = Recipe(5, 32, 5, (60, 80), momentum=True)
+SOUND_RECIPE = Recipe(20, 32, 4, (50, 70, 90), momentum=True)
+VALUES_RECIPE = Recipe(10, 32, 10, (50, 70, 90))
+"""For dense, small dense and convolutional networks, for sounds, and for squared errors."""
+RECIPES = {"ds-cnn": SOUND_RECIPE}
+"""Of built-in networks that are not trained as others of their kind."""
+
+
+def recipe(graph: Graph) -> Recipe:
+    """What suits a network: its own recipe, or that of its kind."""
+    if not LOSSES[graph.loss].labels:
+        return VALUES_RECIPE
+    if any(len(shape.weight) > 2 for shape in graph.parameters.values()):
+        return RECIPES.get(graph.name.partition(":")[0], IMAGE_RECIPE)
+    small = sum(shape.count for shape in graph.parameters.values()) < SMALL
+    return SMALL_RECIPE if small else DENSE_RECIPE
+
+
 def default_settings(
     graph: Graph,
     *,
@@ -123,18 +193,80 @@ def default_settings(
 ) -> Settings:
     """Settings that suit a network; what is given is kept.
 
-    The learning rate follows the batch (2**-3 at 32, 2**-5 at 4, 2**-6 at 1), higher for the small
-    network of the digits, and is halved where 50, 70 and 90 (small: 70 and 85) percent are done.
+    The learning rate follows the batch and is halved towards the end; see `recipe`.
     """
-    small = sum(shape.count for shape in graph.parameters.values()) < 8192
-    batch = batch or (8 if small else 32)
-    epochs = epochs or (24 if small else 10)
-    if rate is None:
-        log2_batch = batch.bit_length() - 1
-        rate = max(2, 6 - (3 * log2_batch + 2) // 5) - (1 if small and batch < 32 else 0)
-    parts = (70, 85) if small else (50, 70, 90)
-    halvings = tuple(sorted({epochs * part // 100 for part in parts} - {0}))
-    return Settings(epochs, batch, rate, halvings, seed)
+    return recipe(graph).settings(epochs=epochs, batch=batch, rate=rate, seed=seed)
+
+
+# --- what outputs are compared with ---------------------------------------------------------------
+
+
+def loss_unit(graph: Graph) -> int:
+    """Units of a history's losses in a bit, or in half a squared error."""
+    return LOSS_UNIT if LOSSES[graph.loss].labels else SQUARED_UNIT
+
+
+def answers(graph: Graph, data: Dataset) -> tuple[Answers, Answers]:
+    """What a network's outputs are compared with in training and in testing.
+
+    Raises
+    ------
+    DataError
+        Where the data set has no labels, or no targets, or others than the network needs.
+    """
+    if LOSSES[graph.loss].labels:
+        if data.classes < 2:
+            raise DataError(
+                f"{data.name} has no labels (or one class alone), and {graph.name!r} learns "
+                "classes; give labels, or a network that learns by squared error"
+            )
+        if data.classes > graph.classes:
+            raise DataError(
+                f"{data.name} has {data.classes} classes and the network {graph.name!r} "
+                f"{graph.classes} outputs; take one with as many, for built-in networks "
+                f"{graph.name.partition(':')[0]}:{data.classes}"
+            )
+        found: list[tuple[npt.NDArray[Any] | None, int]] = [
+            (data.y_train, len(data.x_train)),
+            (data.y_test, len(data.x_test)),
+        ]
+    elif graph.target == INPUT:
+        found = [(data.x_train, len(data.x_train)), (data.x_test, len(data.x_test))]
+    else:
+        found = [(data.t_train, len(data.x_train)), (data.t_test, len(data.x_test))]
+    checked: list[Answers] = []
+    for part, (array, count) in zip(("training", "test"), found, strict=True):
+        if array is None:
+            raise DataError(
+                f"{data.name} has no targets, and {graph.name!r} learns values; give int8 arrays "
+                "t_train and t_test"
+            )
+        checked.append(check_answers(graph, array, count, f"{data.name}: {part} "))
+    return checked[0], checked[1]
+
+
+def check_answers(graph: Graph, y: npt.NDArray[Any], count: int, what: str = "") -> Answers:
+    """Labels, or targets, as a network's loss takes them.
+
+    Raises
+    ------
+    DataError
+        For another type, shape or value.
+    """
+    if LOSSES[graph.loss].labels:
+        return check_labels(y, graph.classes, count, f"{what}labels")
+    found = check_inputs(y, graph.classes, f"{what}targets")
+    if len(found) != count:
+        raise DataError(f"{what}targets are {len(found)}, for {count} samples")
+    return found
+
+
+def score(graph: Graph, record: EpochRecord, result: float) -> None:
+    """Enter what an evaluation gave: an accuracy, or a mean squared error."""
+    if LOSSES[graph.loss].labels:
+        record.accuracy = result
+    else:
+        record.error = result
 
 
 # --- history -------------------------------------------------------------------------------------
@@ -147,7 +279,8 @@ class History:
     Attributes
     ----------
     losses : list of int
-        LOSS of every step: summed over the batch, in units of 2**-8 bits.
+        LOSS of every step: summed over the batch, in units of 2**-8 bits; of a squared error half
+        of the sum of all squares, in units of 2**-16.
     epochs : list of EpochRecord
     """
 
@@ -163,6 +296,11 @@ class History:
     def accuracy(self) -> float:
         """Accuracy after the last epoch."""
         return self.epochs[-1].accuracy if self.epochs else nan
+
+    @property
+    def error(self) -> float:
+        """Mean squared error after the last epoch."""
+        return self.epochs[-1].error if self.epochs else nan
 
     @property
     def cycles(self) -> int:
@@ -191,7 +329,11 @@ def compare_histories(first: History, second: History) -> list[str]:
     for one, other in zip(first.epochs, second.epochs, strict=False):
         if one.state_sha256 != other.state_sha256:
             found.append(f"the states after epoch {one.epoch + 1} differ")
-        if one.accuracy != other.accuracy:
+        if str(one.error) != str(other.error):  # unlike itself, the text of nan is equal to itself
+            found.append(
+                f"the squared errors after epoch {one.epoch + 1} are {one.error} and {other.error}"
+            )
+        if str(one.accuracy) != str(other.accuracy):
             found.append(
                 f"the accuracies after epoch {one.epoch + 1} are {one.accuracy} and "
                 f"{other.accuracy}"
@@ -199,26 +341,25 @@ def compare_histories(first: History, second: History) -> list[str]:
     return found
 
 
-def diagnose(record: EpochRecord, classes: int, losses: Sequence[float]) -> str:
+def diagnose(record: EpochRecord, graph: Graph, losses: Sequence[float]) -> str:
     """What is wrong with an epoch, in words: "" where nothing is.
 
     Parameters
     ----------
     record : EpochRecord
-    classes : int
+    graph : Graph
     losses : sequence of float
-        Of the epoch's steps, in bits per sample.
+        Of the epoch's steps, per sample.
     """
-    problems: list[str] = []
-    guess = log2(classes)
     quarter = max(1, len(losses) // 4)
     begin, end = float(np.mean(losses[:quarter])), float(np.mean(losses[-quarter:]))
+    problems: list[str] = []
     if not isfinite(end):
         problems.append("the loss is no longer a number")
-    elif end > 2 * guess:
-        problems.append(f"the loss of {end:.2f} bits is far worse than guessing ({guess:.2f})")
-    elif end > 0.98 * guess and (record.epoch > 0 or end >= begin):
-        problems.append(f"the loss of {end:.2f} bits is no better than guessing ({guess:.2f})")
+    elif LOSSES[graph.loss].labels:
+        problems += _against_guessing(record.epoch, graph.classes, begin, end)
+    elif end > 2 * begin:
+        problems.append(f"the loss has risen from {begin:.4g} to {end:.4g}")
     problems += [
         f"{share:.1%} of {name} saturate"
         for name, share in record.saturation.items()
@@ -227,6 +368,15 @@ def diagnose(record: EpochRecord, classes: int, losses: Sequence[float]) -> str:
     if not problems:
         return ""
     return f"diverging: {'; '.join(problems)}; try another learning rate"
+
+
+def _against_guessing(epoch: int, classes: int, begin: float, end: float) -> list[str]:
+    guess = log2(classes)
+    if end > 2 * guess:
+        return [f"the loss of {end:.2f} bits is far worse than guessing ({guess:.2f})"]
+    if end > 0.98 * guess and (epoch > 0 or end >= begin):
+        return [f"the loss of {end:.2f} bits is no better than guessing ({guess:.2f})"]
+    return []
 
 
 # --- trainer -------------------------------------------------------------------------------------
@@ -270,11 +420,14 @@ class Trainer:
         self._seed = seed
         plan = program.plan
         self._input = plan.address(INPUT)
-        self._pitch = plan.placements[INPUT].tensor.pitch
-        self._predictions = plan.address(PREDICTIONS)
+        self._rule = LOSSES[self.graph.loss]
         self._train = program.entries.get(TRAIN)
         self._infer = program.entry(INFER)
-        self._labels = plan.address(LABELS) if self._train is not None else 0
+        self._unit = loss_unit(self.graph)
+        entries = program.schedule.exponents
+        last = self.graph.layers[-1].name
+        self._output = entries[f"{last}.output"]
+        self._gradient = entries[f"{last}.gradient"]
         if device.status().state not in (MachineState.IDLE, MachineState.HALTED):
             device.reset()  # an earlier run was interrupted, or failed
         device.write_program(program.words)
@@ -321,38 +474,49 @@ class Trainer:
         """Set the learning rate to 2**-rate."""
         self.device.write_csr("RATE", rate)
 
-    def step(self, x: npt.NDArray[Any], labels: npt.NDArray[Any]) -> int:
+    def step(self, x: npt.NDArray[Any], y: npt.NDArray[Any]) -> int:
         """One training step.
 
         Parameters
         ----------
         x : (batch, ...) int8 array
-        labels : (batch,) array of int
+        y : (batch,) array of int, or (batch, ...) int8 array
+            Labels, or targets of a squared error.
 
         Returns
         -------
         int
-            The loss, summed over the batch, in units of 2**-8 bits.
+            The loss, summed over the batch, in the units of `History.losses`.
 
         Raises
         ------
         DataError
-            For inputs or labels of the wrong type, shape or range.
+            For arrays of the wrong type, shape or range.
         MachineError
             Where the machine stops in its error state.
         """
         flat = check_inputs(x, self.graph.features)
-        y = check_labels(labels, self.graph.classes, len(flat))
+        found = check_answers(self.graph, y, len(flat))
         if len(flat) != self.batch:
             raise DataError(f"{len(flat)} samples; the program takes {self.batch} at a time")
-        return self._step(flat, y)
+        return self._step(flat, found)
 
-    def _step(self, x: npt.NDArray[np.int8], labels: npt.NDArray[np.int64]) -> int:
+    def _step(self, x: npt.NDArray[np.int8], y: Answers) -> int:
         entry = self.program.entry(TRAIN) if self._train is None else self._train
-        self.device.write_memory(self._input, self._rows(x))
-        self.device.write_memory(self._labels, labels.astype(np.uint8))
+        self._put(INPUT, x)
+        if self._rule.labels:
+            address = self.program.plan.address(LABELS)
+            self.device.write_memory(address, y.astype(np.uint8))
+        elif self.graph.target != INPUT:
+            self._put(TARGET, y)
         self._run(entry)
-        return self.device.read_csr("LOSS")
+        loss = self.device.read_csr("LOSS")
+        if self._rule.labels:
+            return loss
+        # Squares of the int8 gradient, to halves of squares in a fixed unit.
+        exponent = 2 * self.device.read_exponent(self._gradient)[0] - 1
+        shift = exponent + self._unit.bit_length() - 1
+        return min(loss << shift, MOST_LOSS) if shift >= 0 else loss >> -shift
 
     def _run(self, entry: int) -> None:
         try:
@@ -361,13 +525,36 @@ class Trainer:
             where = self.program.explain(error.pc)
             raise MachineError(error.cause, error.pc, where) from error
 
-    def _rows(self, x: npt.NDArray[np.int8]) -> npt.NDArray[np.int8]:
-        """Samples at the pitch that the plan gives them."""
-        if x.shape[1] == self._pitch:
-            return np.ascontiguousarray(x)
-        rows = np.zeros((len(x), self._pitch), np.int8)
-        rows[:, : x.shape[1]] = x
-        return rows
+    def _put(self, name: str, values: npt.NDArray[Any]) -> None:
+        """Write a batch of int8 values where a tensor lies, its rows at the pitch they have."""
+        placement = self.program.plan.placements[name]
+        tensor = placement.tensor
+        rows = np.ascontiguousarray(values, np.int8).reshape(tensor.shape)
+        if tensor.pitch > rows.shape[-1]:
+            rows = np.pad(rows, ((0, 0), (0, tensor.pitch - rows.shape[-1])))
+        self.device.write_memory(placement.address, rows)
+
+    def _get(self, name: str, kind: str) -> npt.NDArray[Any]:
+        """Read a tensor: (batch, ...)."""
+        placement = self.program.plan.placements[name]
+        tensor = placement.tensor
+        data = np.frombuffer(self.device.read_memory(placement.address, tensor.bytes), kind)
+        rows = data.reshape(tensor.shape[0], -1)
+        return rows[:, : tensor.shape[-1]].reshape(self.batch, -1)
+
+    def _inferred(self, x: npt.NDArray[Any], tensor: str, kind: str) -> npt.NDArray[Any]:
+        """What inference leaves in a tensor, for any number of samples; trackers stay."""
+        flat = check_inputs(x, self.graph.features)
+        found: list[npt.NDArray[Any]] = []
+        for start in range(0, len(flat), self.batch):
+            part = flat[start : start + self.batch]
+            count = len(part)
+            if count < self.batch:
+                part = np.pad(part, ((0, self.batch - count), (0, 0)))
+            self._put(INPUT, part)
+            self._run(self._infer)
+            found.append(self._get(tensor, kind)[:count])
+        return np.concatenate(found)
 
     def predict(self, x: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
         """Classes of any number of samples; trackers stay as they are.
@@ -375,24 +562,45 @@ class Trainer:
         Parameters
         ----------
         x : (N, ...) int8 array
-        """
-        flat = check_inputs(x, self.graph.features)
-        found = np.empty(len(flat), np.int64)
-        for start in range(0, len(flat), self.batch):
-            part = flat[start : start + self.batch]
-            count = len(part)
-            if count < self.batch:
-                part = np.pad(part, ((0, self.batch - count), (0, 0)))
-            self.device.write_memory(self._input, self._rows(part))
-            self._run(self._infer)
-            data = self.device.read_memory(self._predictions, count)
-            found[start : start + count] = np.frombuffer(data, np.uint8)
-        return found
 
-    def evaluate(self, x: npt.NDArray[Any], labels: npt.NDArray[Any]) -> float:
-        """Share of samples whose class is predicted right."""
-        y = check_labels(labels, self.graph.classes, len(x))
-        return int(np.count_nonzero(self.predict(x) == y)) / len(y)
+        Raises
+        ------
+        DataError
+            For wrong inputs, and for a network that learns values instead of classes.
+        """
+        if not self._rule.labels:
+            raise DataError(f"{self.graph.name!r} gives values, no classes; call infer")
+        return self._inferred(x, PREDICTIONS, "u1")[:, 0].astype(np.int64)
+
+    def infer(self, x: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        """Values that a network with a squared error gives for any number of samples.
+
+        Parameters
+        ----------
+        x : (N, ...) int8 array
+
+        Raises
+        ------
+        DataError
+            For wrong inputs, and for a network that learns classes.
+        """
+        if self._rule.labels:
+            raise DataError(f"{self.graph.name!r} gives classes, no values; call predict")
+        name = f"{self.graph.layers[-1].name}.output"
+        values = self._inferred(x, name, "i1").astype(np.float32)
+        # The exponent is that of the tracker, which inference leaves alone.
+        return np.ldexp(values, self.device.read_exponent(self._output)[0])
+
+    def evaluate(self, x: npt.NDArray[Any], y: npt.NDArray[Any]) -> float:
+        """Share of samples whose class is right; of a squared error its mean over all values."""
+        found = check_answers(self.graph, y, len(x))
+        if self._rule.labels:
+            return int(np.count_nonzero(self.predict(x) == found)) / len(found)
+        target = np.ldexp(found.astype(np.float32), self._target_exponent())
+        return float(np.mean((self.infer(x) - target) ** 2, dtype=np.float64))
+
+    def _target_exponent(self) -> int:
+        return self.device.read_exponent(self.program.schedule.exponents[self.graph.target])[0]
 
     # --- whole runs ----------------------------------------------------------------------------
 
@@ -429,7 +637,7 @@ class Trainer:
         DataError
             Where data, settings and network do not fit each other.
         """
-        x, y = self._check(data, settings)
+        x, y, tests = self._check(data, settings)
         steps = len(x) // self.batch
         steps = steps if max_steps is None else min(steps, max_steps)
         progress = progress or NoProgress()
@@ -438,10 +646,10 @@ class Trainer:
         try:
             for epoch in range(first, settings.epochs):
                 record = self._epoch(epoch, x, y, settings, steps, progress, on_step)
-                record.accuracy = self.evaluate(data.x_test, data.y_test)
-                scale = LOSS_UNIT * self.batch
+                score(self.graph, record, self.evaluate(data.x_test, tests))
+                scale = self._unit * self.batch
                 losses = [loss / scale for loss in self.history.losses[-record.steps :]]
-                record.note = diagnose(record, self.graph.classes, losses)
+                record.note = diagnose(record, self.graph, losses)
                 state = self.state()
                 record.state_sha256 = state.sha256()
                 self.history.epochs.append(record)
@@ -460,7 +668,7 @@ class Trainer:
 
     def _check(
         self, data: Dataset, settings: Settings
-    ) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.int64]]:
+    ) -> tuple[npt.NDArray[np.int8], Answers, Answers]:
         if settings.batch != self.batch:
             raise DataError(
                 f"the settings have batch {settings.batch}, the program was compiled for "
@@ -472,16 +680,16 @@ class Trainer:
             )
         self.program.entry(TRAIN)
         x = check_inputs(data.x_train, self.graph.features, f"{data.name}: inputs")
-        y = check_labels(data.y_train, self.graph.classes, len(x), f"{data.name}: labels")
+        y, tests = answers(self.graph, data)
         if len(x) < self.batch:
             raise DataError(f"{data.name} has {len(x)} training samples; a batch is {self.batch}")
-        return x, y
+        return x, y, tests
 
     def _epoch(
         self,
         epoch: int,
         x: npt.NDArray[np.int8],
-        y: npt.NDArray[np.int64],
+        y: Answers,
         settings: Settings,
         steps: int,
         progress: Progress,
@@ -498,7 +706,7 @@ class Trainer:
                 break
             loss = self._step(x[chosen], y[chosen])
             losses.append(loss)
-            progress.step(epoch, index, loss / LOSS_UNIT / self.batch)
+            progress.step(epoch, index, loss / self._unit / self.batch)
             if on_step is not None:
                 on_step(self.history.steps + len(losses), loss)
         # A step counts once its epoch is whole: an interruption leaves the history as it was.
@@ -507,7 +715,7 @@ class Trainer:
             epoch,
             len(losses),
             rate,
-            float(np.mean(losses)) / LOSS_UNIT / self.batch,
+            float(np.mean(losses)) / self._unit / self.batch,
             nan,
             self._saturation(saturated, len(losses)),
             (self.device.read_csr("CYCLES") - cycles) & COUNTER_MASK,
@@ -582,7 +790,8 @@ def new_trainer(device: Device, program: Program, data: Dataset, settings: Setti
         program.graph,
         settings.seed,
         check_inputs(data.x_train, program.graph.features, f"{data.name}: inputs"),
-        check_labels(data.y_train, program.graph.classes, None, f"{data.name}: labels"),
+        answers(program.graph, data)[0],
         input_exponent=data.exponent,
+        target_exponent=data.target_exponent,
     )
     return Trainer(device, program, state, seed=settings.seed)

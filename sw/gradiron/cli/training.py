@@ -8,6 +8,7 @@ import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +28,15 @@ from gradiron.model import State, initial_state
 from gradiron.networks import NETWORKS
 from gradiron.progress import NoProgress, make_progress
 from gradiron.train import (
-    LOSS_UNIT,
     History,
     Settings,
     Trainer,
+    answers,
     default_settings,
+    loss_unit,
     new_trainer,
     parse_rate,
+    recipe,
     resume,
 )
 
@@ -67,7 +70,8 @@ def add_train(commands: Any) -> None:
         help="train a network on a data set",
         description="Trains a network. After every epoch its state is kept in a file, from which "
         "an interrupted run goes on to the same bits.",
-        epilog="Result (--json): accuracy, accuracy_float32, bit_exact (null where not compared), "
+        epilog="Result (--json): accuracy, accuracy_float32 (of a squared error instead: error, "
+        "error_float32), bit_exact (null where not compared), "
         "mismatches, steps, cycles (of all steps; on the golden model by the cycle model), "
         "weights_sha256, engine, seconds, and more.",
     )
@@ -75,10 +79,14 @@ def add_train(commands: Any) -> None:
         "--model",
         required=True,
         metavar="M",
-        help=f"{', '.join(NETWORKS)}, mlp:SIZES (like mlp:64-32-10), or a .json file",
+        help=f"{', '.join(NETWORKS)}, NAME:CLASSES (like ds-cnn:35), mlp:SIZES (like "
+        "mlp:64-32-10), or a .json file",
     )
     parser.add_argument(
-        "--dataset", required=True, metavar="D", help=f"{', '.join(DATASETS)}, or a .npz file"
+        "--dataset",
+        required=True,
+        metavar="D",
+        help=f"{', '.join(DATASETS)}, a .npz file, or a folder of wav files",
     )
     parser.add_argument("--data", metavar="DIR", help="folder with the data sets")
     _add_common(parser, engine=GOLDEN)
@@ -97,11 +105,23 @@ def add_train(commands: Any) -> None:
     parser.add_argument("--train-samples", type=int, metavar="N", help="take the first N only")
     parser.add_argument("--test-samples", type=int, metavar="N", help="take the first N only")
     parser.add_argument(
+        "--validation",
+        type=int,
+        metavar="N",
+        help="hold back N of the training samples and measure with these instead of the test "
+        "samples: for the choice of settings",
+    )
+    parser.add_argument(
         "--check", action="store_true", help="compare with the golden model while training"
     )
     parser.add_argument("--checkpoint", metavar="FILE", help="where the state is kept")
     parser.add_argument("--resume", metavar="FILE", help="go on where this file stands")
-    parser.add_argument("--momentum", action="store_true", help="momentum of 7/8 in all layers")
+    parser.add_argument(
+        "--momentum",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="momentum of 7/8 in all layers (default: where it suits the network)",
+    )
     parser.add_argument(
         "--int8-weights", action="store_true", help="no low byte of the weights: half the memory"
     )
@@ -160,8 +180,24 @@ class Run:
         """The state at the very beginning."""
         d = self.data
         return initial_state(
-            self.graph, self.settings.seed, d.x_train, d.y_train, input_exponent=d.exponent
+            self.graph,
+            self.settings.seed,
+            d.x_train,
+            answers(self.graph, d)[0],
+            input_exponent=d.exponent,
+            target_exponent=d.target_exponent,
         )
+
+    def twin(self) -> History:
+        """The same training in float32, from the same weights."""
+        d = self.data
+        twin = FloatTwin(
+            self.graph,
+            self.beginning().parameters,
+            input_exponent=d.exponent,
+            target_exponent=d.target_exponent,
+        )
+        return twin.fit(d, self.settings, progress=NoProgress())
 
 
 @dataclass
@@ -171,6 +207,7 @@ class Outcome:
     history: History
     twin: History | None
     accuracy: float
+    error: float
     weights_sha256: str
     mismatches: list[str] | None
     seconds: float
@@ -203,7 +240,7 @@ def execute(run: Run) -> Outcome:
         checker = Checker(Reference(run.golden, run.data, run.settings), progress)
         checker.reference.start()
     try:
-        twin = _twin(run) if run.float32 else None
+        twin = run.twin() if run.float32 else None
         opening = time.monotonic()
         with open_for(run) as device:
             built = time.monotonic() - opening
@@ -219,7 +256,7 @@ def execute(run: Run) -> Outcome:
             )
             if checker is not None:
                 checker.compare_all()
-            accuracy = history.accuracy
+            accuracy, error = history.accuracy, history.error
             weights = trainer.weights_sha256()
             saturation = history.epochs[-1].saturation if history.epochs else {}
             build: Any = getattr(device, "build", None)
@@ -230,6 +267,7 @@ def execute(run: Run) -> Outcome:
         history,
         twin,
         accuracy,
+        error,
         weights,
         None if checker is None else checker.mismatches,
         time.monotonic() - begun,
@@ -240,17 +278,10 @@ def execute(run: Run) -> Outcome:
     )
 
 
-def _twin(run: Run) -> History:
-    """The same training in float32, from the same weights."""
-    d = run.data
-    twin = FloatTwin(run.graph, run.beginning().parameters, input_exponent=d.exponent)
-    return twin.fit(d, run.settings, progress=NoProgress())
-
-
 def result_of(run: Run, outcome: Outcome) -> dict[str, Any]:
     """The machine-readable result."""
     history, settings = outcome.history, run.settings
-    scale = LOSS_UNIT * settings.batch
+    scale = loss_unit(run.graph) * settings.batch
     macs = run.program.macs(TRAIN) * history.steps
     # The cycle model tells what the hardware would count.
     cycles = history.cycles or history.steps * (model_cycles(run.program) or 0)
@@ -258,8 +289,8 @@ def result_of(run: Run, outcome: Outcome) -> dict[str, Any]:
     checked = outcome.mismatches is not None
     twin = outcome.twin
     return {
-        "accuracy": outcome.accuracy,
-        "accuracy_float32": None if twin is None else twin.accuracy,
+        "accuracy": _number(outcome.accuracy),
+        "accuracy_float32": None if twin is None else _number(twin.accuracy),
         "bit_exact": not outcome.mismatches if checked else None,
         "mismatches": len(outcome.mismatches or []) if checked else None,
         "steps": history.steps,
@@ -286,9 +317,18 @@ def result_of(run: Run, outcome: Outcome) -> dict[str, Any]:
         "first_mismatch": outcome.mismatches[0] if outcome.mismatches else None,
         "note": history.epochs[-1].note if history.epochs else "",
         "loss": [round(loss / scale, 4) for loss in history.losses],
-        "accuracies": [record.accuracy for record in history.epochs],
-        "accuracies_float32": None if twin is None else [r.accuracy for r in twin.epochs],
+        "accuracies": [_number(record.accuracy) for record in history.epochs],
+        "accuracies_float32": None if twin is None else [_number(r.accuracy) for r in twin.epochs],
+        "momentum": any(layer.momentum for layer in run.graph.layers),
+        "error": _number(outcome.error),
+        "error_float32": None if twin is None else _number(twin.error),
+        "errors": [_number(record.error) for record in history.epochs],
     }
+
+
+def _number(value: float) -> float | None:
+    """A number for JSON, which has none for what was not measured."""
+    return None if isnan(value) else value
 
 
 def show(run: Run, result: dict[str, Any]) -> None:
@@ -296,8 +336,13 @@ def show(run: Run, result: dict[str, Any]) -> None:
     rows: list[tuple[str, object]] = [
         ("network", str(run.graph)),
         ("machine", f"{result['array']} array, {run.engine}"),
-        ("test accuracy", f"{result['accuracy']:.2%}"),
     ]
+    if result["accuracy"] is not None:
+        rows.append(("test accuracy", f"{result['accuracy']:.2%}"))
+    if result["error"] is not None:
+        rows.append(("mean squared error", f"{result['error']:.5g}"))
+    if result["error_float32"] is not None:
+        rows.append(("the same in float32", f"{result['error_float32']:.5g}"))
     if result["accuracy_float32"] is not None:
         gap = 100 * (result["accuracy"] - result["accuracy_float32"])
         rows.append(
@@ -339,7 +384,7 @@ def write_step_trace(path: str, run: Run) -> None:
         device.clear_counters()
         machine.forget()
         batch = run.settings.batch
-        trainer.step(run.data.x_train[:batch], run.data.y_train[:batch])
+        trainer.step(run.data.x_train[:batch], answers(run.graph, run.data)[0][:batch])
         write_step_trace_of(path, device, run.program)
 
 
@@ -412,11 +457,15 @@ def train(args: argparse.Namespace) -> int:
             f"the data folder {args.data} does not exist; name the folder that holds the data sets"
         )
     layers = graph.trainable()
-    if args.momentum:
+    # Momentum needs 16-bit masters.
+    suits = recipe(graph).momentum and not args.int8_weights
+    if suits if args.momentum is None else args.momentum:
         graph = graph.with_options(momentum=layers)
     if args.int8_weights:
         graph = graph.with_options(int8_weights=layers)
     data = load(args.dataset, args.data).limited(args.train_samples, args.test_samples)
+    if args.validation is not None:
+        data = data.validation(args.validation)
     program = machines.network_program(graph, settings.batch, args.array)
     run = Run(
         graph,

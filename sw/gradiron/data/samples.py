@@ -38,6 +38,9 @@ class Dataset:
     exponent : int
     names : tuple of str
         Of the classes; empty where they have none.
+    t_train, t_test : (N, ...) int8 arrays or None
+        Values to learn by squared error, where a network is to learn others than its inputs.
+    target_exponent : int
     """
 
     name: str
@@ -48,6 +51,9 @@ class Dataset:
     classes: int
     exponent: int = INPUT_EXPONENT
     names: tuple[str, ...] = ()
+    t_train: Int8 | None = None
+    t_test: Int8 | None = None
+    target_exponent: int = INPUT_EXPONENT
 
     @property
     def features(self) -> int:
@@ -74,8 +80,10 @@ class Dataset:
             self,
             x_train=self.x_train[:train],
             y_train=self.y_train[:train],
+            t_train=None if self.t_train is None else self.t_train[:train],
             x_test=self.x_test[:test],
             y_test=self.y_test[:test],
+            t_test=None if self.t_test is None else self.t_test[:test],
         )
 
     def validation(self, count: int, seed: int = 0) -> Dataset:
@@ -99,15 +107,20 @@ class Dataset:
             self,
             x_train=self.x_train[kept],
             y_train=self.y_train[kept],
+            t_train=None if self.t_train is None else self.t_train[kept],
             x_test=self.x_train[held],
             y_test=self.y_train[held],
+            t_test=None if self.t_train is None else self.t_train[held],
         )
 
     def digest(self) -> str:
-        """SHA-256 of the training samples, their labels and the exponent."""
+        """SHA-256 of the training samples, their labels or targets, and the exponents."""
         h = hashlib.sha256(f"{self.x_train.shape} {self.classes} {self.exponent}".encode())
         h.update(np.ascontiguousarray(self.x_train).tobytes())
         h.update(self.y_train.astype("<i8").tobytes())
+        if self.t_train is not None:
+            h.update(f"{self.t_train.shape} {self.target_exponent}".encode())
+            h.update(np.ascontiguousarray(self.t_train).tobytes())
         return h.hexdigest()
 
 
