@@ -222,9 +222,9 @@ def answers(graph: Graph, data: Dataset) -> tuple[Answers, Answers]:
             )
         if data.classes > graph.classes:
             raise DataError(
-                f"{data.name} has {data.classes} classes and the network {graph.name!r} "
-                f"{graph.classes} outputs; take one with as many, for built-in networks "
-                f"{graph.name.partition(':')[0]}:{data.classes}"
+                f"{data.name} has labels up to {data.classes - 1} and the network {graph.name!r} "
+                f"{graph.classes} outputs; take one with {data.classes} (of built-in networks "
+                f"NAME:{data.classes}, of mlp:SIZES the last size), or other labels"
             )
         found: list[tuple[npt.NDArray[Any] | None, int]] = [
             (data.y_train, len(data.x_train)),

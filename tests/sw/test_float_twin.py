@@ -37,7 +37,7 @@ def double(twin: FloatTwin) -> FloatTwin:
 
 def mean_loss(twin: FloatTwin, x: Any, y: Any) -> float:
     """Cross-entropy in nats, written out."""
-    z = np.asarray(twin.logits(x), np.float64)
+    z = np.asarray(twin.outputs(x), np.float64)
     z = z - z.max(axis=1, keepdims=True)
     p = np.exp(z) / np.exp(z).sum(axis=1, keepdims=True)
     return float(-np.log(p[np.arange(len(y)), y]).mean())

@@ -79,8 +79,9 @@ def test_pytorch_trains_the_same_network() -> None:
     twin = FloatTwin(run.graph, run.beginning().parameters, input_exponent=d.exponent)
     real = np.ldexp(d.x_test.reshape(60, -1).astype(np.float32), d.exponent)
     with torch.no_grad():
-        logits = report.torch_network(run)(torch.from_numpy(real)).numpy()
-    np.testing.assert_allclose(logits, twin.logits(d.x_test.reshape(60, -1)), atol=1e-5)
+        parameters = report.torch_parameters(run)
+        logits = report.torch_outputs(run.graph, parameters, torch.from_numpy(real)).numpy()
+    np.testing.assert_allclose(logits, twin.outputs(d.x_test.reshape(60, -1)), atol=1e-5)
     mine, other = session.twin(run), report.torch_history(run)
     assert [r.steps for r in other.epochs] == [r.steps for r in mine.epochs] == [8, 8]
     assert [r.rate for r in other.epochs] == [3, 4]
@@ -102,9 +103,10 @@ def test_the_comparison_with_pytorch_is_a_measurement(tmp_path: Path) -> None:
 def test_what_pytorch_cannot_repeat_is_refused() -> None:
     pytest.importorskip("torch")
     run = report.Session().run("digits", few(""), SETTINGS, "golden")
-    run.graph = run.graph.with_options(momentum=run.graph.trainable())
-    with pytest.raises(DataError, match="cannot be compared"):
-        report.torch_network(run)
+    for options in ({"momentum": ["dense1"]}, {"frozen": ["dense1"]}):
+        run.graph = run.graph.with_options(momentum=[], frozen=[]).with_options(**options)
+        with pytest.raises(DataError, match="cannot be compared"):
+            report.torch_history(run)
 
 
 def test_without_pytorch_the_extra_is_named(

@@ -303,7 +303,7 @@ def test_bad_samples() -> None:
         t.step(x[:3], y[:3])
     with pytest.raises(DataError, match="one label per sample"):
         t.step(x, y[:3])
-    with pytest.raises(DataError, match=r"blobs: labels: sample 0 has the label [789]"):
+    with pytest.raises(DataError, match=r"blobs: training labels: sample 0 has the label [789]"):
         t.fit(dataclasses.replace(data, y_train=data.y_train + 7), SETTINGS)
     with pytest.raises(DataError, match="has 3 training samples; a batch is 4"):
         t.fit(data.limited(3), SETTINGS)
@@ -355,16 +355,24 @@ def test_divergence_is_reported() -> None:
     assert any(record.saturation for record in history.epochs)
 
 
+def replaced_loss(graph: Graph, target: str = "input") -> Graph:
+    return dataclasses.replace(graph, loss="squared_error", target=target)
+
+
 def test_diagnosis() -> None:
     record = EpochRecord(0, 8, 3, 1.0, 0.5)
-    assert diagnose(record, 10, [3.0, 2.0, 1.0]) == ""
+    assert diagnose(record, network("digits"), [3.0, 2.0, 1.0]) == ""
     # Slow at first is not diverging.
-    assert diagnose(record, 10, [4.0, 3.5, 3.4]) == ""
-    assert "no better than guessing (3.32)" in diagnose(record, 10, [3.3, 3.3, 3.4])
-    assert "far worse than guessing" in diagnose(record, 10, [3.3, 9.0])
-    assert "no longer a number" in diagnose(record, 10, [3.3, float("nan")])
+    assert diagnose(record, network("digits"), [4.0, 3.5, 3.4]) == ""
+    assert "no better than guessing (3.32)" in diagnose(record, network("digits"), [3.3, 3.3, 3.4])
+    assert "far worse than guessing" in diagnose(record, network("digits"), [3.3, 9.0])
+    assert "no longer a number" in diagnose(record, network("digits"), [3.3, float("nan")])
     record.saturation = {"dense1.output": 0.25}
-    assert "25.0% of dense1.output saturate" in diagnose(record, 10, [1.0])
+    assert "25.0% of dense1.output saturate" in diagnose(record, network("digits"), [1.0])
+    # A squared error has nothing to be guessed: it may not rise.
+    values = replaced_loss(mlp([6, 4, 6]))
+    assert "has risen from 1 to 5" in diagnose(EpochRecord(0, 8, 3, 1.0, 0.5), values, [1, 1, 5])
+    assert diagnose(EpochRecord(0, 8, 3, 1.0, 0.5), values, [9, 3, 5]) == ""
 
 
 # --- comparison ----------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Pictures: accuracy or error over the steps of a run, and the memory map over the steps of a program."""
+"""Pictures: accuracy or error over the steps of a run, the memory map over those of a program."""
 
 from __future__ import annotations
 

@@ -14,6 +14,7 @@ Ref: S. Young et al., The HTK Book (the mel scale, triangular bands).
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -84,10 +85,10 @@ def log_mel(signal: Float64, rate: int) -> Float64:
     """
     cut = frames(signal, rate)
     size = 1 << (cut.shape[1] - 1).bit_length()
-    hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(cut.shape[1]) / cut.shape[1])
-    spectrum = np.fft.rfft(cut * hann, size)
-    power = (spectrum.real**2 + spectrum.imag**2) @ mel_bank(rate, size).T
-    loudest = power.max()
+    angles: Float64 = np.arange(cut.shape[1]) * (2 * np.pi / cut.shape[1])
+    spectrum: Any = np.fft.rfft(cut * (0.5 - 0.5 * np.cos(angles)), size)  # Hann's window
+    power: Float64 = (spectrum.real**2 + spectrum.imag**2) @ mel_bank(rate, size).T
+    loudest = float(power.max())
     if loudest == 0:
         return np.full(power.shape, -float(OCTAVES))
     return np.log2(np.maximum(power / loudest, 2.0**-OCTAVES))
