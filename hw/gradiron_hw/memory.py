@@ -7,18 +7,22 @@ write port, or a single port (`Config.single_port`).
 
 Requests name a region and an offset. A needed byte (`mask`) outside the region raises `oor` in the
 same cycle and suppresses the access. No two read channels (nor two write channels) may address one
-region in the same cycle; a single-ported region serves one request in all. The core's schedule
-guarantees both.
+region in the same cycle; a single-ported region serves one request in all, and in a cycle with a
+write the last read channel must rest. The core's schedule guarantees all of it.
+
+As a port serves one request per cycle, what a request needs stands once per port and not once per
+channel: the port chooses an offset and a mask, checks them, and turns the window it has read;
+a channel only picks the region it has asked. Addresses do not wait for the check.
 """
 
 from __future__ import annotations
 
-from amaranth.hdl import Cat, ClockSignal, Const, Instance, Module, Mux, Signal, Value
+from amaranth.hdl import Array, Cat, ClockSignal, Const, Instance, Module, Mux, Signal, Value
 from amaranth.lib import wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
-from gradiron.arch.config import Config
+from gradiron.arch.config import MAX_REGIONS, Config
 
 
 def read_channel(config: Config) -> wiring.Signature:
@@ -80,21 +84,20 @@ class Bank(wiring.Component):
     width : int
         Bits, a multiple of 8.
     depth : int
-    single_port : bool
     technology : str
-        "generic", or "up5k" to instantiate SPRAM.
+        "generic", or "up5k" to instantiate SPRAM, for which both addresses must be the same.
     """
 
-    def __init__(self, *, width: int, depth: int, single_port: bool, technology: str) -> None:
-        self.width, self.depth = width, depth
-        self.single_port, self.technology = single_port, technology
+    def __init__(self, *, width: int, depth: int, technology: str) -> None:
+        self.width, self.depth, self.technology = width, depth, technology
         address = max(1, (depth - 1).bit_length())
         super().__init__(
             {
                 "r_en": In(1),
                 "r_addr": In(address),
                 "r_data": Out(width),
-                "w_en": In(width // 8),
+                "w_en": In(1),
+                "w_mask": In(width // 8),
                 "w_addr": In(address),
                 "w_data": In(width),
             }
@@ -103,15 +106,13 @@ class Bank(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         m = Module()
         if self.technology == "up5k":
-            enable = Signal()
-            m.d.comb += enable.eq(self.w_en.any())
             m.submodules.spram = Instance(
                 "SB_SPRAM256KA",
                 i_CLOCK=ClockSignal(),
-                i_ADDRESS=Mux(enable, self.w_addr, self.r_addr),
+                i_ADDRESS=self.r_addr,
                 i_DATAIN=self.w_data,
-                i_MASKWREN=Cat(self.w_en[0].replicate(2), self.w_en[1].replicate(2)),
-                i_WREN=enable,
+                i_MASKWREN=Cat(self.w_mask[0].replicate(2), self.w_mask[1].replicate(2)),
+                i_WREN=self.w_en,
                 i_CHIPSELECT=Const(1),
                 i_STANDBY=Const(0),
                 i_SLEEP=Const(0),
@@ -122,16 +123,69 @@ class Bank(wiring.Component):
         m.submodules.memory = memory = Memory(shape=self.width, depth=self.depth, init=[])
         write = memory.write_port(granularity=8)
         read = memory.read_port()
-        address = Mux(self.w_en.any(), self.w_addr, self.r_addr) if self.single_port else None
         m.d.comb += [
             read.en.eq(self.r_en),
-            read.addr.eq(self.r_addr if address is None else address),
+            read.addr.eq(self.r_addr),
             self.r_data.eq(read.data),
-            write.en.eq(self.w_en),
-            write.addr.eq(self.w_addr if address is None else address),
+            write.en.eq(Mux(self.w_en, self.w_mask, 0)),
+            write.addr.eq(self.w_addr),
             write.data.eq(self.w_data),
         ]
         return m
+
+
+class _Port:
+    """A port of a region: the request that it serves, its check and the addresses of its lanes.
+
+    Parameters
+    ----------
+    m : Module
+    name : str
+        Prefix of the signals.
+    config : Config
+    length : int
+        Bytes of the region.
+    offset, mask : Value
+        The request.
+
+    Attributes
+    ----------
+    start : Value
+        First lane of the window.
+    addresses : list of Value
+        Of every lane.
+    out_of_range : Signal
+        A needed byte is not there.
+    """
+
+    def __init__(
+        self, m: Module, name: str, config: Config, length: int, offset: Value, mask: Value
+    ) -> None:
+        size = config.word_bytes
+        shift = config.lane_bytes.bit_length() - 1
+        bits = size.bit_length() - 1
+        depth = length // size
+        where = Signal(config.offset_bits, name=f"{name}_offset")
+        needed = Signal(size, name=f"{name}_mask")
+        self.start = where[shift:bits]
+        word = where[bits:]
+        following = Signal(len(word), name=f"{name}_following")
+        first = Signal(size, name=f"{name}_first")
+        start = Cat(Const(0, shift), self.start)
+        self.out_of_range = Signal(name=f"{name}_out_of_range")
+        m.d.comb += [
+            where.eq(offset),
+            needed.eq(mask),
+            # The first lane takes this always: the next word, but where a window is one word.
+            following.eq(word + (self.start != 0)),
+            first.eq((Const((1 << size) - 1, size) >> start)[:size]),
+            self.out_of_range.eq(
+                ((needed & first).any() & (word >= depth))
+                | ((needed & ~first).any() & (following >= depth))
+            ),
+        ]
+        others = range(1, size // config.lane_bytes)
+        self.addresses = [following, *(Mux(lane < self.start, following, word) for lane in others)]
 
 
 class DataMemory(wiring.Component):
@@ -158,142 +212,123 @@ class DataMemory(wiring.Component):
         members |= {f"w_{name}": In(write_channel(config)) for name in writes}
         super().__init__(members)
 
-    def _window(self, m: Module, name: str, channel: wiring.PureInterface) -> dict[str, Value]:
-        """Word, next word, start lane, and the bounds check of one channel."""
-        config = self.config
-        size = config.word_bytes
-        bits = size.bit_length() - 1
-        start = channel.offset[:bits]
-        word = channel.offset[bits:]
-        following = Signal(len(word), name=f"{name}_following")
-        first = Signal(size, name=f"{name}_first")
-        m.d.comb += [
-            following.eq(word + 1),
-            first.eq((Const((1 << size) - 1, size) >> start)[:size]),
-        ]
-        needs_first = (channel.mask & first).any()
-        needs_next = (channel.mask & ~first).any()
-        out_of_range = Signal(name=f"{name}_out_of_range")
-        with m.Switch(channel.region):
-            for index, length in enumerate(config.regions):
-                depth = length // size
-                with m.Case(index):
-                    m.d.comb += out_of_range.eq(
-                        (needs_first & (word >= depth)) | (needs_next & (following >= depth))
-                    )
-            with m.Default():
-                m.d.comb += out_of_range.eq(channel.mask.any())
-        m.d.comb += channel.oor.eq(channel.en & out_of_range)
-        access = Signal(name=f"{name}_access")
-        m.d.comb += access.eq(channel.en & ~out_of_range)
-        return {"start": start, "word": word, "following": following, "access": access}
-
     def elaborate(self, platform: object) -> Module:
         m = Module()
         config = self.config
         size, lane_bytes = config.word_bytes, config.lane_bytes
-        lanes = size // lane_bytes
         shift = lane_bytes.bit_length() - 1
+        select = (len(config.regions) - 1).bit_length()
 
-        readers = [(n, getattr(self, f"r_{n}")) for n in self.reads]
-        writers = [(n, getattr(self, f"w_{n}")) for n in self.writes]
-        windows = {f"r_{n}": self._window(m, f"r_{n}", ch) for n, ch in readers}
-        windows |= {f"w_{n}": self._window(m, f"w_{n}", ch) for n, ch in writers}
+        readers = {name: getattr(self, f"r_{name}") for name in self.reads}
+        writers = {name: getattr(self, f"w_{name}") for name in self.writes}
+        everyone = [*readers.values(), *writers.values()]
+        # A region that does not exist has no byte.
+        faults: list[list[Value]] = [
+            [ch.en & (ch.region >= len(config.regions)) & ch.mask.any()]
+            if len(config.regions) < MAX_REGIONS
+            else []
+            for ch in everyone
+        ]
 
-        written: dict[str, tuple[Value, Value]] = {}
-        for name, channel in writers:
-            start = windows[f"w_{name}"]["start"][shift:]
-            data = Signal(8 * size, name=f"w_{name}_data")
-            mask = Signal(size, name=f"w_{name}_mask")
-            flags = Cat(*[Cat(channel.mask[i], Const(0, 7)) for i in range(size)])
-            padded = Cat(Const(0, shift), start)
-            turned = rotate_bytes(m, f"w_{name}_m", flags, padded, left=True)
-            m.d.comb += [
-                data.eq(rotate_bytes(m, f"w_{name}_d", channel.data, padded, left=True)),
-                mask.eq(Cat(*[turned[8 * i] for i in range(size)])),
-            ]
-            written[name] = (data, mask)
+        def hits(kind: str, channels: dict[str, wiring.PureInterface], region: int) -> list[Signal]:
+            found: list[Signal] = []
+            for name, channel in channels.items():
+                hit = Signal(name=f"{kind}_{name}_hit{region}")
+                m.d.comb += hit.eq(channel.en & (channel.region == region))
+                found.append(hit)
+            return found
 
-        raw: list[Signal] = []
-        for region, length in enumerate(config.regions):
-            depth = length // size
-            address_bits = max(1, (depth - 1).bit_length())
+        def choose(
+            hits: list[Signal], channels: dict[str, wiring.PureInterface], member: str
+        ) -> Value:
+            """What the channel that hits has; the first one's where none does."""
+            first, *others = channels.values()
+            value = getattr(first, member)
+            for hit, channel in zip(hits[1:], others, strict=True):
+                value = Mux(hit, getattr(channel, member), value)
+            return value
 
-            def chosen(
-                kind: str,
-                channels: list[tuple[str, wiring.PureInterface]],
-                region: int = region,
-                address_bits: int = address_bits,
-            ) -> tuple[Value, Value, Value, Value]:
-                """Word, next word and start lane of the channel that addresses this region."""
-                word: Value = Const(0, address_bits)
-                following: Value = Const(0, address_bits)
-                start: Value = Const(0, size.bit_length() - 1)
-                enable: Value = Const(0, 1)
-                for name, channel in channels:
-                    window = windows[f"{kind}_{name}"]
-                    hit = Signal(name=f"{kind}_{name}_hit{region}")
-                    m.d.comb += hit.eq(window["access"] & (channel.region == region))
-                    word = word | Mux(hit, window["word"][:address_bits], 0)
-                    following = following | Mux(hit, window["following"][:address_bits], 0)
-                    start = start | Mux(hit, window["start"], 0)
-                    enable = enable | hit
-                return word, following, start, enable
-
-            def settle(name: str, value: Value) -> Value:
-                signal = Signal(len(value), name=name)
-                m.d.comb += signal.eq(value)
-                return signal
-
-            prefix = f"region{region}"
-            r_word, r_next, r_start, r_en = (
-                settle(f"{prefix}_r{i}", v) for i, v in enumerate(chosen("r", readers))
-            )
-            w_word, w_next, w_start, _ = (
-                settle(f"{prefix}_w{i}", v) for i, v in enumerate(chosen("w", writers))
-            )
-            w_data: Value = Const(0, 8 * size)
-            w_mask: Value = Const(0, size)
-            for name, channel in writers:
-                hit = windows[f"w_{name}"]["access"] & (channel.region == region)
-                data, mask = written[name]
-                w_data = w_data | Mux(hit, data, 0)
-                w_mask = w_mask | Mux(hit, mask, 0)
-            w_data = settle(f"{prefix}_w_data", w_data)
-            w_mask = settle(f"{prefix}_w_mask", w_mask)
-            out = Signal(8 * size, name=f"{prefix}_data")
-            for lane in range(lanes):
-                bank = Bank(
-                    width=8 * lane_bytes,
-                    depth=depth,
-                    single_port=config.single_port,
-                    technology=self.technology,
+        # With a single port, the last reader and the writer have one path in common.
+        common: dict[str, Value] = {}
+        if config.single_port:
+            last, (writer,) = list(readers.values())[-1], writers.values()
+            for member in ("offset", "mask"):
+                common[member] = Signal.like(getattr(writer, member), name=f"common_{member}")
+                m.d.comb += common[member].eq(
+                    Mux(writer.en, getattr(writer, member), getattr(last, member))
                 )
-                m.submodules[f"{prefix}_lane{lane}"] = bank
-                low = lane * lane_bytes
-                m.d.comb += [
-                    bank.r_en.eq(r_en),
-                    bank.r_addr.eq(Mux(lane < r_start[shift:], r_next, r_word)),
-                    bank.w_en.eq(w_mask[low : low + lane_bytes]),
-                    bank.w_addr.eq(Mux(lane < w_start[shift:], w_next, w_word)),
-                    bank.w_data.eq(w_data[8 * low : 8 * (low + lane_bytes)]),
-                    out[8 * low : 8 * (low + lane_bytes)].eq(bank.r_data),
-                ]
-            raw.append(out)
 
-        for name, channel in readers:
-            region = Signal(2, name=f"r_{name}_region_q")
-            start = Signal(len(windows[f"r_{name}"]["start"]) - shift, name=f"r_{name}_start_q")
-            with m.If(channel.en):
-                m.d.sync += [
-                    region.eq(channel.region),
-                    start.eq(windows[f"r_{name}"]["start"][shift:]),
+        turned: dict[str, tuple[Value, Value]] = {}
+        for name, channel in writers.items():
+            bits = size.bit_length() - 1
+            start = Cat(Const(0, shift), channel.offset[shift:bits])
+            flags = Cat(*[Cat(channel.mask[i], Const(0, 7)) for i in range(size)])
+            flags = rotate_bytes(m, f"w_{name}_m", flags, start, left=True)
+            turned[name] = (
+                rotate_bytes(m, f"w_{name}_d", channel.data, start, left=True),
+                Cat(*[flags[8 * i] for i in range(size)]),
+            )
+
+        windows: list[Value] = []
+        for region, length in enumerate(config.regions):
+            prefix = f"region{region}"
+            r_hits, w_hits = hits("r", readers, region), hits("w", writers, region)
+            if config.single_port:
+                rest = dict(list(readers.items())[:-1])
+                hit = Signal(name=f"{prefix}_common")
+                m.d.comb += hit.eq(r_hits[-1] | w_hits[0])
+                r_port = w_port = _Port(
+                    m,
+                    prefix,
+                    config,
+                    length,
+                    Mux(hit, common["offset"], choose(r_hits[:-1], rest, "offset")),
+                    Mux(hit, common["mask"], choose(r_hits[:-1], rest, "mask")),
+                )
+            else:
+                r_port, w_port = (
+                    _Port(
+                        m,
+                        f"{prefix}_{kind}",
+                        config,
+                        length,
+                        choose(found, channels, "offset"),
+                        choose(found, channels, "mask"),
+                    )
+                    for kind, found, channels in (("r", r_hits, readers), ("w", w_hits, writers))
+                )
+            for index, hit in enumerate([*r_hits, *w_hits]):
+                port = r_port if index < len(r_hits) else w_port
+                faults[index].append(hit & port.out_of_range)
+            data, mask = list(turned.values())[0]
+            for hit, (other_data, other_mask) in zip(
+                w_hits[1:], list(turned.values())[1:], strict=True
+            ):
+                data, mask = Mux(hit, other_data, data), Mux(hit, other_mask, mask)
+            window = Signal(8 * size, name=f"{prefix}_window")
+            for lane in range(size // lane_bytes):
+                depth = length // size
+                bank = Bank(width=8 * lane_bytes, depth=depth, technology=self.technology)
+                m.submodules[f"{prefix}_lane{lane}"] = bank
+                low, high = lane * lane_bytes, (lane + 1) * lane_bytes
+                m.d.comb += [
+                    bank.r_en.eq(Cat(*r_hits).any()),
+                    bank.r_addr.eq(r_port.addresses[lane]),
+                    bank.w_en.eq(Cat(*w_hits).any() & ~w_port.out_of_range),
+                    bank.w_mask.eq(mask[low:high]),
+                    bank.w_addr.eq(w_port.addresses[lane]),
+                    bank.w_data.eq(data[8 * low : 8 * high]),
+                    window[8 * low : 8 * high].eq(bank.r_data),
                 ]
-            data: Value = raw[0]
-            for index in range(1, len(raw)):
-                selected = Signal(8 * size, name=f"r_{name}_select{index}")
-                m.d.comb += selected.eq(Mux(region == index, raw[index], data))
-                data = selected
-            padded = Cat(Const(0, shift), start)
-            m.d.comb += channel.data.eq(rotate_bytes(m, f"r_{name}_d", data, padded, left=False))
+            start_q = Signal(len(r_port.start), name=f"{prefix}_start_q")
+            m.d.sync += start_q.eq(r_port.start)
+            padded = Cat(Const(0, shift), start_q)
+            windows.append(rotate_bytes(m, prefix, window, padded, left=False))
+
+        for channel, found in zip(everyone, faults, strict=True):
+            m.d.comb += channel.oor.eq(Cat(*found).any())
+        for name, channel in readers.items():
+            region = Signal(select, name=f"r_{name}_region_q")
+            m.d.sync += region.eq(channel.region)
+            m.d.comb += channel.data.eq(Array(windows)[region] if select else windows[0])
         return m
