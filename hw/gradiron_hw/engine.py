@@ -2,7 +2,7 @@
 
 Stages, all moving with `shift`: word register of the stream, input register of the array, products,
 adder tree, accumulator sum. The accumulator memory (one row of C int32 per streamed row of a tile)
-is read two stages before the sums arrive and written when the sum has been formed; finished rows
+is read a stage before the sums arrive and written when the sum has been formed; finished rows
 go to the vector path instead, which holds the stages while it works.
 """
 
@@ -70,7 +70,7 @@ class ProductEngine(wiring.Component):
         m = Module()
         config = self.config
         rows, cols = config.rows, config.cols
-        m.submodules.stream = stream = Stream(config)
+        m.submodules.stream = stream = Stream(config, technology=self.technology)
         m.submodules.transposer = transposer = Transposer(config)
         m.submodules.array = array = MacArray(config, technology=self.technology)
         wiring.connect(m, wiring.flipped(self.a), stream.a)
@@ -130,16 +130,15 @@ class ProductEngine(wiring.Component):
         depth_bits = config.acc_depth.bit_length() - 1
         count = Signal(depth_bits + 1)
         position = Signal(depth_bits + 1)
-        ahead = tags[latency - 2]
-        addresses = [Signal(depth_bits, name=f"address_{i}") for i in range(3)]
-        held = Signal(32 * cols)
+        ahead = tags[latency - 1]
+        addresses = [Signal(depth_bits, name=f"address_{i}") for i in range(2)]
         total = Signal(32 * cols)
         m.d.comb += [
             position.eq(Mux(ahead.swap, 0, count)),
             read.addr.eq(position),
             read.en.eq(self.shift),
             self.depth_fault.eq(self.shift & ahead.valid & position[-1]),
-            write.addr.eq(addresses[2]),
+            write.addr.eq(addresses[1]),
             write.data.eq(total),
             write.en.eq(self.shift & tags[-1].valid & ~tags[-1].last),
             self.row.eq(total),
@@ -151,20 +150,21 @@ class ProductEngine(wiring.Component):
             m.d.sync += [
                 addresses[0].eq(position),
                 addresses[1].eq(addresses[0]),
-                addresses[2].eq(addresses[1]),
-                held.eq(Mux(tags[latency - 1].first, 0, read.data)),
             ]
             width = array.sum_bits
             for c in range(cols):
                 part = Signal(signed(width), name=f"sum_{c}")
                 m.d.comb += part.eq(array.sums[width * c : width * (c + 1)])
+                # The choice fits into the LUTs of the sum.
                 m.d.sync += total[32 * c : 32 * c + 32].eq(
-                    held[32 * c : 32 * c + 32].as_signed() + part
+                    Mux(
+                        tags[latency].first,
+                        part,
+                        read.data[32 * c : 32 * c + 32].as_signed() + part,
+                    )
                 )
-        if latency < 2:
-            raise AssertionError("the accumulator is read two stages ahead")
         busy = stream.busy | ~stream.idle | Cat(*[t.valid for t in tags]).any()
         m.d.comb += self.idle.eq(~busy)
         with m.If(self.clear):
-            m.d.sync += [t.eq(0) for t in (*tags, *waiting)]
+            m.d.sync += [t.valid.eq(0) for t in (*tags, *waiting)]
         return m

@@ -258,16 +258,14 @@ class DataMemory(wiring.Component):
                     Mux(writer.en, getattr(writer, member), getattr(last, member))
                 )
 
-        turned: dict[str, tuple[Value, Value]] = {}
+        turned: list[tuple[Value, Value]] = []
         for name, channel in writers.items():
             bits = size.bit_length() - 1
             start = Cat(Const(0, shift), channel.offset[shift:bits])
             flags = Cat(*[Cat(channel.mask[i], Const(0, 7)) for i in range(size)])
             flags = rotate_bytes(m, f"w_{name}_m", flags, start, left=True)
-            turned[name] = (
-                rotate_bytes(m, f"w_{name}_d", channel.data, start, left=True),
-                Cat(*[flags[8 * i] for i in range(size)]),
-            )
+            turned_data = rotate_bytes(m, f"w_{name}_d", channel.data, start, left=True)
+            turned.append((turned_data, Cat(*[flags[8 * i] for i in range(size)])))
 
         windows: list[Value] = []
         for region, length in enumerate(config.regions):
@@ -300,10 +298,8 @@ class DataMemory(wiring.Component):
             for index, hit in enumerate([*r_hits, *w_hits]):
                 port = r_port if index < len(r_hits) else w_port
                 faults[index].append(hit & port.out_of_range)
-            data, mask = list(turned.values())[0]
-            for hit, (other_data, other_mask) in zip(
-                w_hits[1:], list(turned.values())[1:], strict=True
-            ):
+            data, mask = turned[0]
+            for hit, (other_data, other_mask) in zip(w_hits[1:], turned[1:], strict=True):
                 data, mask = Mux(hit, other_data, data), Mux(hit, other_mask, mask)
             window = Signal(8 * size, name=f"{prefix}_window")
             for lane in range(size // lane_bytes):

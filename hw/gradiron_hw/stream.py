@@ -10,21 +10,44 @@ advances later.
 Everything moves with `advance`: a read is requested in the cycle of an advance, and the stages
 behind the memory move in the cycle after it (`shift`), when its data is there. No other unit may
 read the two operand regions in a cycle with an advance.
+
+What changes once per tile has time: a tile takes at least `HAZARD` advances. Two small memories
+hold what would be registers with wide multiplexers:
+
+* the *pixel table*: where the pixels of the group lie. The pixel nest runs in the first tap of a
+  group only, one pixel ahead of the stream, and fills it; each tap reads it from the start.
+* the *levels* of the stationary operand's address: where column tile, ky, kx and j were entered.
+  The next tile is one addition away from one of them.
+
+Stages: state machine and pixel nest | table read, tap nest; sums and bounds | request | data
+memory. Offsets are kept in units of a memory lane, as all of them are multiples of it.
 """
 
 from __future__ import annotations
 
-from amaranth.hdl import Cat, Module, Mux, Signal, Value, signed, unsigned
+from enum import IntEnum
+
+from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value, signed, unsigned
 from amaranth.lib import data, wiring
+from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
 from gradiron.arch.config import Config
 from gradiron.arch.isa import BMode
+from gradiron.arch.timing import HAZARD, word_registers
 from gradiron_hw.descriptor import bundle, offset_of, region_of
 from gradiron_hw.memory import read_channel
 
-HAZARD = 4
-"""Advances between two visits of one accumulator row: read, register, add, write."""
+
+class Level(IntEnum):
+    """Levels of the stationary operand's nest: where its tiles are entered from."""
+
+    COLUMN = 0
+    KY = 1
+    KX = 2
+    J = 3
+    START = 4
+    """Not a level: an entry that is always 0."""
 
 
 def row_tag() -> data.StructLayout:
@@ -46,6 +69,8 @@ class Stream(wiring.Component):
     Parameters
     ----------
     config : Config
+    technology : str
+        "generic", or "up5k" to have even the small memories in block RAM.
 
     Members
     -------
@@ -64,8 +89,8 @@ class Stream(wiring.Component):
     idle : nothing is in the stages of this unit
     """
 
-    def __init__(self, config: Config) -> None:
-        self.config = config
+    def __init__(self, config: Config, *, technology: str = "generic") -> None:
+        self.config, self.technology = config, technology
         super().__init__(
             {
                 "d": In(bundle(config)),
@@ -90,222 +115,234 @@ class Stream(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         m = Module()
         config = self.config
-        rows, cols, size, bits = config.rows, config.cols, config.word_bytes, config.offset_bits
-        row_bits = rows.bit_length() - 1
+        rows, cols, size = config.rows, config.cols, config.word_bytes
+        row_bits, col_bits = rows.bit_length() - 1, cols.bit_length() - 1
+        low = config.lane_bytes.bit_length() - 1
+        bits = config.offset_bits - low
+        index_bits = config.acc_depth.bit_length() - 1
+        small = {"ram_style": "block"} if self.technology == "up5k" else {}
         r, mm = self.d.regs, self.d.mm
         transposed, by_columns = mm.transposed, mm.b == BMode.COLUMNS
+        advance = self.advance
 
-        def offset_register(name: str) -> Signal:
-            return Signal(signed(bits), name=name)
+        def lanes_of(register: Value) -> Value:
+            """A distance in bytes, in lanes."""
+            return register[low:].as_signed()
 
-        # --- the tile nest: in a plain product one tile ahead of the streamed side ----------------
-        tile_valid = Signal()
-        column = Signal(16)  # first column of the tile
-        remaining = Signal(16)  # pixels from this tile's group on
-        b_base, b_ky, b_kx, b_tile, b_now = (
-            offset_register(n) for n in ("b_base", "b_ky", "b_kx", "b_tile", "b_now")
-        )
-        # --- the tap nest -------------------------------------------------------------------------
-        ky, kx, j = Signal(8), Signal(8), Signal(16)
-        tap_y, tap_kx, tap_x = (offset_register(n) for n in ("tap_y", "tap_kx", "tap_x"))
+        # Strobes of the state machine. Registers move on few of them, and so have few sources.
+        resting = Signal()  # nothing runs: all counters are where an instruction begins
+        begin = Signal()
+        tap_step = Signal()  # rows of the next tap begin with the next advance
+        tile_step = Signal()  # the tile nest moves on
+        open_group = Signal()  # and with it a group: its first pixel goes to the table
+        step_pixel = Signal()  # another pixel goes to the table
+        last_pixel = Signal()  # that is the last of all: the next one is the first again
 
-        j_next = Signal(17)
-        j_more, kx_more, ky_more = Signal(), Signal(), Signal()
-        tap_first, tap_last = Signal(), Signal()
+        tile_valid = Signal()  # the nest has a tile
+
+        # --- tile nest: groups of pixels, columns -------------------------------------------------
+        before = Signal(16)  # pixels before the group
+        group = Signal(range(max(config.acc_depth, 16) + 1))
+        next_group = Signal(17)
+        rest = Signal(index_bits)  # of the last group: its last pixel
+        group_more, column_more, tap_last = Signal(), Signal(), Signal()
+        first_group = Signal()
         m.d.comb += [
-            j_next.eq(j + rows),
-            j_more.eq(j_next < r.N_J),
+            group.eq(Mux(transposed, rows, r.N_G)),
+            next_group.eq(before + group),
+            group_more.eq(next_group < r.N_P),
+            rest.eq(r.N_P + ~before),
+        ]
+        wrap, nest_last = Signal(), Signal()  # the next tile is another group; there is none
+        m.d.comb += [
+            wrap.eq(transposed | tap_last),
+            nest_last.eq(wrap & ~group_more & ~column_more),
+        ]
+        with m.If(tile_step & wrap):
+            m.d.sync += [before.eq(next_group), first_group.eq(~group_more)]
+        with m.If(resting | (tile_step & wrap & ~group_more)):
+            m.d.sync += [before.eq(0), first_group.eq(1)]
+        # Full column tiles count up to those in N_C; what is left over is one more.
+        next_columns = Signal()
+        column = Signal(16 - col_bits)
+        spare_columns = r.N_C[:col_bits]
+        m.d.comb += column_more.eq(column != r.N_C[col_bits:])
+        with m.If(advance | begin):
+            m.d.sync += next_columns.eq(tile_step & wrap & ~group_more)
+        with m.If(resting):
+            m.d.sync += column.eq(spare_columns == 0)
+        with m.Elif(advance & next_columns):
+            m.d.sync += column.eq(column + 1)
+
+        # --- tap nest: it moves one advance after its rows have begun -----------------------------
+        opened = Signal()
+        with m.If(advance | begin):
+            m.d.sync += opened.eq(tap_step)
+        tap_now = advance & opened
+        ky, kx, j = Signal(8), Signal(8), Signal(16 - row_bits)
+        tap_y, tap_kx = Signal(signed(bits)), Signal(signed(bits))
+        j_more, kx_more, ky_more, tap_first = Signal(), Signal(), Signal(), Signal()
+        spare_bytes = r.N_J[:row_bits]
+        m.d.comb += [
+            j_more.eq(Cat(Const(0, row_bits), j) + rows < r.N_J),
             kx_more.eq((kx + 1)[:8] != r.N_TX),
             ky_more.eq((ky + 1)[:8] != r.N_TY),
             tap_last.eq(~(j_more | kx_more | ky_more)),
             tap_first.eq((j == 0) & (kx == 0) & (ky == 0)),
         ]
-        group = Signal(range(max(config.acc_depth, 16) + 1))  # pixels of a full tile
-        m.d.comb += group.eq(Mux(transposed, rows, r.N_G))
-        group_more, column_more = Signal(), Signal()
-        m.d.comb += [
-            group_more.eq(remaining > group),
-            column_more.eq(column + cols < r.N_C),
-        ]
-
-        # Registers move on strobes of the state machine: a register has few sources that way, and
-        # few multiplexers.
-        begin, tap_step, tile_step, b_strobe = Signal(), Signal(), Signal(), Signal()
-        tap_x_next, tap_kx_next = offset_register("tap_x_next"), offset_register("tap_kx_next")
-        m.d.comb += [
-            tap_kx_next.eq(tap_kx + r.A_TX),
-            tap_x_next.eq(Mux(j_more, tap_x + rows, tap_kx_next)),
-        ]
-        with m.If(tap_step):
-            m.d.sync += [j.eq(j_next), tap_x.eq(tap_x_next)]
-        with m.If(begin | (tap_step & ~j_more)):
+        with m.If(tap_now):
+            m.d.sync += j.eq(j + 1)
+        with m.If(resting | (tap_now & ~j_more)):
             m.d.sync += j.eq(0)
-        with m.If(begin | (tap_step & ~j_more & ~kx_more)):
-            m.d.sync += tap_x.eq(0)
-        with m.If(tap_step & ~j_more):
-            m.d.sync += [kx.eq(kx + 1), tap_kx.eq(tap_kx_next)]
-        with m.If(begin | (tap_step & ~j_more & ~kx_more)):
-            m.d.sync += [kx.eq(0), tap_kx.eq(0)]
-        with m.If(tap_step & ~j_more & ~kx_more):
-            m.d.sync += [ky.eq(ky + 1), tap_y.eq(tap_y + r.A_TY)]
-        with m.If(begin | (tap_step & tap_last)):
-            m.d.sync += [ky.eq(0), tap_y.eq(0)]
+        with m.If(tap_now & ~j_more):
+            m.d.sync += [kx.eq(kx + 1), tap_kx.eq(tap_kx + lanes_of(r.A_TX))]
+        with m.If(resting | (tap_now & ~j_more & ~kx_more)):
+            m.d.sync += [kx.eq(0), tap_kx.eq(lanes_of(r.A_X0))]
+        with m.If(tap_now & ~j_more & ~kx_more):
+            m.d.sync += [ky.eq(ky + 1), tap_y.eq(tap_y + lanes_of(r.A_TY))]
+        with m.If(resting | (tap_now & tap_last)):
+            m.d.sync += [ky.eq(0), tap_y.eq(lanes_of(r.A_Y0))]
+        # Bytes of a word that belong to the nest's tap.
+        whole_word = Signal()
+        m.d.comb += whole_word.eq(j_more | (spare_bytes == 0))
 
-        row_step = Signal(signed(bits))  # bytes of R rows, or of R elements of a column
-        m.d.comb += row_step.eq(Mux(by_columns, rows, r.B_R << row_bits))
-        column_step = Signal(signed(bits))
-        m.d.comb += column_step.eq(Mux(by_columns, r.B_R << (cols.bit_length() - 1), cols))
-        # The innermost level that moves: its register and those of the levels within take one sum.
-        b_next = offset_register("b_next")
-        b_from, b_step_by = offset_register("b_from"), offset_register("b_step_by")
-        within_tap, within_row = Signal(), Signal()  # plain product: next tile in the same kx, ky
-        within_column = Signal()  # next tile in the same columns, but not in the same group
-        wrap = Signal()  # the next tile is another group
-        m.d.comb += [
-            within_tap.eq(~transposed & j_more),
-            within_row.eq(~transposed & (j_more | kx_more)),
-            wrap.eq(transposed | tap_last),
-            within_column.eq(wrap & group_more),
-        ]
-        with m.If(within_tap):
-            m.d.comb += [b_from.eq(b_tile), b_step_by.eq(row_step)]
-        with m.Elif(within_row):
-            m.d.comb += [b_from.eq(b_kx), b_step_by.eq(r.B_TX)]
-        with m.Elif(~wrap):
-            m.d.comb += [b_from.eq(b_ky), b_step_by.eq(r.B_TY)]
-        with m.Else():
-            m.d.comb += [b_from.eq(b_base), b_step_by.eq(Mux(within_column, 0, column_step))]
-        m.d.comb += b_next.eq(Mux(begin, offset_of(config, r.B_BASE), b_from + b_step_by))
-        nest_last = Signal()  # no further tile
-        m.d.comb += nest_last.eq(~group_more & ~column_more & (transposed | tap_last))
+        def up_to(whole: Value, spare: Value, count: int) -> Value:
+            """A bit for each that counts: all, or as many as are left over."""
+            return Cat(*[whole | (spare > i) for i in range(count)])
 
-        reload_b = Signal()  # the stationary words of another block begin
-        with m.If(begin | tile_step):
-            m.d.sync += b_tile.eq(b_next)
-            with m.If(begin | ~within_tap):
-                m.d.sync += b_kx.eq(b_next)
-            with m.If(begin | ~within_row):
-                m.d.sync += b_ky.eq(b_next)
-            with m.If(begin | (wrap & ~group_more)):
-                m.d.sync += b_base.eq(b_next)
-            with m.If(begin | wrap):
-                m.d.sync += remaining.eq(Mux(begin | ~group_more, r.N_P, remaining - group))
-            m.d.sync += tile_valid.eq(begin | ~nest_last)
-        with m.If(tile_step & wrap & ~group_more):
-            m.d.sync += column.eq(column + cols)
-        with m.If(begin):
-            m.d.sync += column.eq(0)
-        with m.If(b_strobe | reload_b):
-            m.d.sync += b_now.eq(Mux(reload_b, b_next, b_now + r.B_R))
-
-        # --- pixels -------------------------------------------------------------------------------
-        pixel = data.StructLayout(
-            {
-                "x": unsigned(16),
-                "y": unsigned(12),
-                "column": signed(bits),
-                "row": signed(bits),
-                "image": signed(bits),
-            }
+        # --- the streamed operand's pixels --------------------------------------------------------
+        place = data.StructLayout(
+            {"column": signed(bits), "row": signed(bits), "image": unsigned(bits)}
         )
-        here, mark, origin, back = (
-            Signal(pixel, name=n) for n in ("here", "mark", "origin", "back")
-        )
-        step_pixel = Signal()  # to the next pixel
-        to_mark, to_origin = Signal(), Signal()  # with priority, the latter first
-        set_mark = Signal()  # the mark takes the pixel that comes now: in the next cycle
-        marking = Signal()
+        here = Signal(place)  # of the next pixel for the table
+        x, y = Signal(16), Signal(12)
         x_more, y_more = Signal(), Signal()
+        write_pixel, home = Signal(), Signal()
         m.d.comb += [
-            origin.column.eq(r.A_X0),
-            origin.row.eq(r.A_Y0),
-            origin.image.eq(offset_of(config, r.A_BASE)),
-            x_more.eq((here.x + 1)[:16] != r.N_X),
-            y_more.eq((here.y + 1)[:12] != r.N_Y),
+            x_more.eq((x + 1)[:16] != r.N_X),
+            y_more.eq((y + 1)[:12] != r.N_Y),
+            write_pixel.eq(open_group | step_pixel),
+            home.eq(Mux(write_pixel, last_pixel, resting)),
         ]
-        go_back = Signal()
-        m.d.comb += [
-            go_back.eq(to_origin | to_mark),
-            back.eq(Mux(to_origin, origin, mark)),
-        ]
-        m.d.sync += marking.eq(set_mark)
-        with m.If(marking):
-            m.d.sync += mark.eq(here)
-        # A mark that is still on its way is the pixel itself.
-        with m.If(to_origin | (to_mark & ~marking) | (step_pixel & ~to_mark)):
-            row_ends = ~go_back & ~x_more
-            image_ends = ~go_back & ~x_more & ~y_more
-            m.d.sync += [
-                here.x.eq(Mux(row_ends, 0, Mux(go_back, back.x, here.x + 1))),
-                here.column.eq(
-                    Mux(
-                        to_origin | row_ends,
-                        r.A_X0,
-                        Mux(to_mark, mark.column, here.column + r.A_SX),
-                    )
-                ),
-            ]
-            with m.If(go_back | ~x_more):
-                m.d.sync += [
-                    here.y.eq(Mux(image_ends, 0, Mux(go_back, back.y, here.y + 1))),
-                    here.row.eq(
-                        Mux(
-                            to_origin | image_ends,
-                            r.A_Y0,
-                            Mux(to_mark, mark.row, here.row + r.A_SY),
-                        )
-                    ),
-                ]
-            with m.If(go_back | image_ends):
-                m.d.sync += here.image.eq(Mux(go_back, back.image, here.image + r.A_SN))
+        with m.If(write_pixel):
+            m.d.sync += [x.eq(x + 1), here.column.eq(here.column + lanes_of(r.A_SX))]
+        with m.If(home | (write_pixel & ~x_more)):
+            m.d.sync += [x.eq(0), here.column.eq(0)]
+        with m.If(write_pixel & ~x_more):
+            m.d.sync += [y.eq(y + 1), here.row.eq(here.row + lanes_of(r.A_SY))]
+        with m.If(home | (write_pixel & ~x_more & ~y_more)):
+            m.d.sync += [y.eq(0), here.row.eq(0)]
+        with m.If(home):
+            m.d.sync += here.image.eq(offset_of(config, r.A_BASE)[low:])
+        with m.Elif(write_pixel & ~x_more & ~y_more):
+            m.d.sync += here.image.eq(here.image + lanes_of(r.A_SN))
 
-        # --- the tile that streams now ------------------------------------------------------------
-        a_y, a_x = offset_register("a_y"), offset_register("a_x")
-        a_bytes = Signal(range(rows + 1))  # bytes of a word that belong to the tap
-        a_first, a_last = Signal(), Signal()
-        a_left = Signal(range(config.acc_depth + 1))  # rows (words) still to stream
-        b_left = Signal(range(size + 1))  # stationary words still to load
-        b_lanes = Signal(size)
-        gap_left = Signal(range(HAZARD + 1))
+        m.submodules.table = table = Memory(shape=place, depth=config.acc_depth, init=[])
+        pixel_write, pixel_read = table.write_port(), table.read_port()
+        index = Signal(index_bits)  # of the pixel that streams, or word of a transposed block
+        next_index = Signal(index_bits + 1)
+        next_pixel, index_ends = Signal(), Signal()
+        m.d.comb += [
+            next_index.eq(index + 1),
+            pixel_write.en.eq(write_pixel),
+            pixel_write.addr.eq(Mux(open_group, 0, next_index)),
+            pixel_write.data.eq(here),
+            pixel_read.en.eq(advance),
+            pixel_read.addr.eq(index),
+        ]
+        with m.If(next_pixel):
+            m.d.sync += index.eq(next_index)
+        with m.If(resting | (next_pixel & index_ends)):
+            m.d.sync += index.eq(0)
+        block_row = index[:row_bits]
+        pixel_there = Signal()  # of a transposed block
+        m.d.comb += pixel_there.eq(group_more | (block_row <= rest[:row_bits]))
+
+        # --- the streamed tile --------------------------------------------------------------------
+        streaming = Signal()
+        a_first, a_last, a_more = Signal(), Signal(), Signal()  # taps; more groups follow
+        # The index that follows the last one in a full group, and is the last one in the last.
+        a_end = Signal(index_bits + 1)
+        final = Signal()  # last group: this is the last pixel
+        at_end, ends = Signal(), Signal()
+        m.d.comb += [
+            at_end.eq(next_index == a_end),
+            ends.eq(Mux(a_more, at_end, final)),
+        ]
+        gap_left = Signal(range(HAZARD))
         swap_due = Signal()
+        block_last = Signal()  # a transposed block is the last of its tile
 
-        # Bytes of the tap at the nest's position, and valid words and lanes of its stationary
-        # block.
-        tap_bytes = Signal(range(rows + 1))
-        m.d.comb += tap_bytes.eq(Mux(j_more, rows, (r.N_J - j)[: row_bits + 1]))
-        tile_pixels = Signal(range(max(config.acc_depth, 16) + 1))
-        m.d.comb += tile_pixels.eq(Mux(group_more, group, remaining))
-        columns_here = Signal(range(cols + 1))
-        m.d.comb += columns_here.eq(Mux(column_more, cols, (r.N_C - column)[: cols.bit_length()]))
-        load_words = cols  # by columns
-        lanes_c, lanes_j = Signal(size), Signal(size)
-        m.d.comb += [
-            lanes_c.eq(Cat(*[columns_here > i for i in range(cols)])),
-            lanes_j.eq(Cat(*[tap_bytes > i for i in range(rows)])),
-            b_lanes.eq(Mux(by_columns, lanes_j, lanes_c)),
-        ]
-        b_words = Signal(range(size + 1))  # words with data in this block
-        m.d.comb += b_words.eq(
-            Mux(by_columns, columns_here, Mux(transposed, tile_pixels, tap_bytes))
+        # --- the stationary operand ---------------------------------------------------------------
+        loading = Signal()
+        b_index = Signal(range(size))
+        b_ends = Signal()
+        m.d.comb += b_ends.eq(b_index == Mux(by_columns, cols - 1, rows - 1))
+        level, from_level = Signal(Level), Signal(Level)
+        inner, inner_kx, inner_ky = Signal(2), Signal(2), Signal(1)  # entered last: at all, within
+        with m.If(begin):
+            m.d.comb += [level.eq(Level.START), from_level.eq(Level.START)]
+        with m.Elif(wrap):
+            m.d.comb += [level.eq(Level.COLUMN), from_level.eq(Level.COLUMN)]
+        with m.Elif(j_more):
+            m.d.comb += [level.eq(Level.J), from_level.eq(inner)]
+        with m.Elif(kx_more):
+            m.d.comb += [level.eq(Level.KX), from_level.eq(inner_kx)]
+        with m.Else():
+            m.d.comb += [level.eq(Level.KY), from_level.eq(inner_ky)]
+        reload = Signal(3)  # now, at the table, at the request
+        entered, stay = Signal(Level), Signal()
+        m.d.comb += reload[0].eq(begin | (tile_step & ~(transposed & group_more)))
+        with m.If(advance | begin):
+            m.d.sync += reload[1].eq(reload[0])
+        with m.If(advance):
+            m.d.sync += reload[2].eq(reload[1])
+        with m.If(reload[0]):
+            m.d.sync += [entered.eq(level), stay.eq(group_more), inner.eq(level)]
+            with m.If(level != Level.J):
+                m.d.sync += inner_kx.eq(level)
+            with m.If((level != Level.J) & (level != Level.KX)):
+                m.d.sync += inner_ky.eq(level)
+
+        m.submodules.levels = levels = Memory(
+            shape=unsigned(bits), depth=len(Level), init=[], attrs=small
         )
-        b_count = Signal(range(size + 1))  # words shifted in
-        m.d.comb += b_count.eq(Mux(by_columns, load_words, rows))
-        b_index = Signal(range(size + 1))
+        level_write, level_read = levels.write_port(), levels.read_port()
+        b_now, b_next, b_step_by = Signal(bits), Signal(bits), Signal(bits)
+        words_of_rows, words_of_columns = r.B_R << row_bits, r.B_R << col_bits
+        with m.Switch(entered):
+            with m.Case(Level.COLUMN):
+                m.d.comb += b_step_by.eq(
+                    Mux(by_columns, words_of_columns, cols)[low:] & ~stay.replicate(bits)
+                )
+            with m.Case(Level.KY):
+                m.d.comb += b_step_by.eq(lanes_of(r.B_TY))
+            with m.Case(Level.KX):
+                m.d.comb += b_step_by.eq(lanes_of(r.B_TX))
+            with m.Case(Level.J):
+                m.d.comb += b_step_by.eq(Mux(by_columns, rows, words_of_rows)[low:])
+            with m.Default():
+                m.d.comb += b_step_by.eq(offset_of(config, r.B_BASE)[low:])
+        m.d.comb += [
+            level_read.en.eq(reload[0]),
+            level_read.addr.eq(from_level),
+            b_next.eq(level_read.data + b_step_by),
+            level_write.en.eq(reload[2] & advance),
+            level_write.addr.eq(entered[:2]),
+            level_write.data.eq(b_next),
+        ]
 
         # --- one advance --------------------------------------------------------------------------
         g_a, g_b, g_take = Signal(), Signal(), Signal()
         g_tag = Signal(row_tag())
-        block_row = Signal(range(rows))  # word within a transposed block
 
         def b_step() -> None:
             """Issue one stationary word."""
             m.d.comb += g_b.eq(1)
-            with m.If(self.advance):
-                m.d.comb += b_strobe.eq(1)
-                m.d.sync += [b_left.eq(b_left - 1), b_index.eq(b_index + 1)]
-
-        def latch_tap() -> list[object]:
-            return [a_y.eq(tap_y), a_x.eq(tap_x), a_bytes.eq(tap_bytes)]
+            with m.If(advance):
+                m.d.sync += b_index.eq(b_index + 1)
+                with m.If(b_ends):
+                    m.d.sync += [b_index.eq(0), loading.eq(0)]
 
         def leave() -> None:
             """What ends any state."""
@@ -314,158 +351,156 @@ class Stream(wiring.Component):
 
         with m.FSM(name="nest") as fsm:
             m.d.comb += self.busy.eq(~fsm.ongoing("idle"))
-            with m.State("idle"):
-                with m.If(self.start):
+
+            # A transposed tile: its first block of words brings the rows of the tile before it out
+            # of the transposer, so the stationary block may follow at leisure.
+            def next_block(state: str) -> None:
+                m.d.comb += tap_step.eq(1)
+                m.d.sync += block_last.eq(tap_last)
+                m.next = state
+
+            def block(*, first: bool) -> Value:
+                """One word of a block; returns whether it is the last."""
+                done = Signal(name=f"block_done_{int(first)}")
+                m.d.comb += [
+                    done.eq(block_row == rows - 1),
+                    index_ends.eq(done),
+                    next_pixel.eq(advance),
+                    g_take.eq(1),
+                    g_a.eq(pixel_there),
+                    g_tag.valid.eq(1),
+                    g_tag.swap.eq((block_row == 0) & first & ~mm.bias),
+                    g_tag.first.eq(first_group),
+                    g_tag.last.eq(~group_more),
+                ]
+                if first:
                     m.d.comb += [
-                        begin.eq(1),
-                        reload_b.eq(1),
-                        to_origin.eq(1),
-                        set_mark.eq(1),
+                        step_pixel.eq(advance & ~done),
+                        last_pixel.eq((block_row == rows - 2) & ~group_more),
                     ]
-                    m.d.sync += [
-                        b_index.eq(0),
-                        b_left.eq(b_count),
-                        a_left.eq(0),
-                        gap_left.eq(0),
-                        block_row.eq(0),
-                    ]
+                return done
+
+            def next_tile() -> None:
+                """After the last block of a tile."""
+                m.d.comb += tile_step.eq(1)
+                with m.If(nest_last):
+                    m.next = "flush"
+                with m.Else():
+                    m.d.comb += open_group.eq(1)
+                    next_block("first block")
+
+            with m.State("idle"):
+                m.d.comb += resting.eq(1)
+                m.d.sync += [
+                    b_index.eq(0),
+                    loading.eq(1),
+                    streaming.eq(0),
+                    tile_valid.eq(1),
+                    # Time for the first entry of the levels.
+                    gap_left.eq(2),
+                ]
+                with m.If(self.start):
+                    m.d.comb += begin.eq(1)
                     with m.If(transposed):
-                        m.next = "first block"
+                        m.d.comb += open_group.eq(1)
+                        next_block("first block")
                     with m.Else():
                         m.next = "plain"
                 leave()
             with m.State("plain"):
-                do_a, do_b = Signal(), Signal()
+                do_b = Signal()
+                done = Signal(name="slot_done")
                 m.d.comb += [
-                    do_a.eq(a_left != 0),
-                    do_b.eq((b_left != 0) & (~self.serial | ~do_a)),
-                    g_a.eq(do_a),
-                    g_tag.valid.eq(do_a),
+                    do_b.eq(loading & ~(self.serial & streaming)),
+                    g_a.eq(streaming),
+                    g_tag.valid.eq(streaming),
                     g_tag.swap.eq(swap_due),
                     g_tag.first.eq(a_first),
                     g_tag.last.eq(a_last),
+                    index_ends.eq(ends),
+                    done.eq(
+                        (~streaming | ends) & (~loading | (do_b & b_ends)) & (gap_left == 0)
+                    ),
                 ]
                 with m.If(do_b):
                     b_step()
-                done = Signal(name="slot_done")
-                m.d.comb += done.eq((a_left <= 1) & (b_left == do_b) & (gap_left <= 1))
-                with m.If(self.advance):
+                with m.If(advance):
                     with m.If(gap_left != 0):
                         m.d.sync += gap_left.eq(gap_left - 1)
-                    with m.If(do_a):
-                        m.d.comb += step_pixel.eq(1)
-                        m.d.sync += [a_left.eq(a_left - 1), swap_due.eq(0)]
+                    with m.If(streaming):
+                        m.d.comb += [
+                            next_pixel.eq(1),
+                            step_pixel.eq(a_first & ~ends),
+                            last_pixel.eq(at_end & ~a_more),
+                        ]
+                        m.d.sync += [swap_due.eq(0), final.eq(at_end), streaming.eq(~ends)]
                     with m.If(done):
                         with m.If(~tile_valid):
                             m.next = "idle"
                         with m.Else():
-                            # The nest's tile streams now, and its successor is loaded.
-                            m.d.comb += [tap_step.eq(1), tile_step.eq(1), reload_b.eq(1)]
-                            m.d.sync += [
-                                *latch_tap(),
-                                a_left.eq(tile_pixels),
-                                a_first.eq(tap_first),
-                                a_last.eq(tap_last),
-                                swap_due.eq(1),
-                                b_index.eq(0),
-                                b_left.eq(Mux(nest_last, 0, b_count)),
-                                gap_left.eq(Mux(nest_last, 0, HAZARD)),
+                            # The nest's tile streams now, and its successor is loaded. A new group
+                            # goes on where the last one ended.
+                            m.d.comb += [
+                                tap_step.eq(1),
+                                tile_step.eq(1),
+                                open_group.eq(tap_first),
                             ]
                             with m.If(tap_first):
-                                # A new group goes on where the last one ended; a new column tile
-                                # starts over.
-                                m.d.comb += [to_origin.eq(remaining == r.N_P), set_mark.eq(1)]
-                            with m.Else():
-                                m.d.comb += to_mark.eq(1)
+                                m.d.comb += last_pixel.eq(~group_more & (rest == 0))
+                            m.d.sync += [
+                                tile_valid.eq(~nest_last),
+                                streaming.eq(1),
+                                a_first.eq(tap_first),
+                                a_last.eq(tap_last),
+                                a_more.eq(group_more),
+                                a_end.eq(Mux(group_more, group, rest)),
+                                final.eq(rest == 0),
+                                swap_due.eq(1),
+                                loading.eq(~nest_last),
+                                gap_left.eq(Mux(nest_last, 0, HAZARD - 1)),
+                            ]
                 leave()
-
-            # A transposed tile: its first block of words brings the rows of the tile before it out
-            # of the transposer, so the stationary block may follow at leisure.
-            def block(first: bool) -> Value:
-                """One word of a block; returns whether it is the last."""
-                valid = Signal(name=f"pixel_valid_{int(first)}")
-                m.d.comb += [
-                    valid.eq(block_row < tile_pixels),
-                    g_take.eq(1),
-                    g_a.eq(valid),
-                    g_tag.valid.eq(block_row < tap_bytes),
-                    g_tag.swap.eq((block_row == 0) & tap_first & ~mm.bias),
-                    g_tag.first.eq(remaining == r.N_P),
-                    g_tag.last.eq(~group_more),
-                    a_y_now.eq(tap_y),
-                    a_x_now.eq(tap_x),
-                    a_bytes_now.eq(tap_bytes),
-                ]
-                done = Signal(name=f"block_done_{int(first)}")
-                m.d.comb += done.eq(block_row == rows - 1)
-                with m.If(self.advance):
-                    m.d.sync += block_row.eq(Mux(done, 0, block_row + 1))
-                    m.d.comb += step_pixel.eq(valid)
-                    with m.If(done):
-                        m.d.comb += [
-                            tap_step.eq(1),
-                            set_mark.eq(tap_last),
-                            to_origin.eq(tap_last & ~group_more),
-                            to_mark.eq(~tap_last),
-                        ]
-                return done
-
-            a_y_now, a_x_now = offset_register("a_y_now"), offset_register("a_x_now")
-            a_bytes_now = Signal(range(rows + 1))
-            only_block = Signal()
-
-            def next_tile() -> None:
-                """After the last block of a tile."""
-                m.d.comb += [tile_step.eq(1), reload_b.eq(~group_more)]
-                m.d.sync += [b_index.eq(0), b_left.eq(rows)]
-                with m.If(nest_last):
-                    m.next = "flush"
-                with m.Else():
-                    m.next = "first block"
-
             with m.State("first block"):
-                done = block(True)
+                done = block(first=True)
                 with m.If(~self.serial):
                     b_step()
-                with m.If(self.advance & done):
-                    m.d.sync += only_block.eq(tap_last)
-                    m.d.sync += gap_left.eq(
-                        max(0, HAZARD - rows) - Mux(self.serial, rows, 0) - mm.bias
-                        if rows == 2
-                        else 0
-                    )
+                with m.If(advance & done):
+                    if rows == 2:
+                        m.d.sync += gap_left.eq(HAZARD - 1 - rows - mm.bias)
                     with m.If(self.serial):
                         m.next = "load"
                     with m.Elif(mm.bias):
                         m.next = "ones"
-                    with m.Elif(tap_last):
+                    with m.Elif(block_last):
                         if rows == 2:
                             m.next = "gap"
                         else:
                             next_tile()
                     with m.Else():
-                        m.next = "blocks"
+                        next_block("blocks")
                 leave()
             with m.State("load"):
                 b_step()
-                with m.If(self.advance & (b_left == 1)):
+                with m.If(advance & b_ends):
                     with m.If(mm.bias):
                         m.next = "ones"
-                    with m.Elif(only_block):
+                    with m.Elif(block_last):
                         next_tile()
                     with m.Else():
-                        m.next = "blocks"
+                        next_block("blocks")
                 leave()
             with m.State("ones"):
                 m.d.comb += [
                     g_tag.valid.eq(1),
                     g_tag.ones.eq(1),
                     g_tag.swap.eq(1),
-                    g_tag.first.eq(remaining == r.N_P),
+                    g_tag.first.eq(first_group),
                     g_tag.last.eq(~group_more),
                 ]
-                with m.If(self.advance):
-                    with m.If(only_block):
+                with m.If(advance):
+                    with m.If(~block_last):
+                        next_block("blocks")
+                    with m.Else():
                         if rows == 2:
                             with m.If(self.serial):
                                 next_tile()
@@ -473,96 +508,126 @@ class Stream(wiring.Component):
                                 m.next = "gap"
                         else:
                             next_tile()
-                    with m.Else():
-                        m.next = "blocks"
                 leave()
             if rows == 2:
                 with m.State("gap"):
-                    with m.If(self.advance):
+                    with m.If(advance):
                         m.d.sync += gap_left.eq(gap_left - 1)
-                        with m.If(gap_left == 1):
+                        with m.If(gap_left == 0):
                             next_tile()
                     leave()
             with m.State("blocks"):
-                done = block(False)
-                with m.If(self.advance & done & tap_last):
-                    next_tile()
+                done = block(first=False)
+                with m.If(advance & done):
+                    with m.If(block_last):
+                        next_tile()
+                    with m.Else():
+                        next_block("blocks")
                 leave()
             with m.State("flush"):
-                m.d.comb += g_take.eq(1)
-                with m.If(self.advance):
-                    m.d.sync += block_row.eq(block_row + 1)
-                    with m.If(block_row == rows - 1):
-                        m.d.sync += block_row.eq(0)
-                        m.next = "idle"
+                m.d.comb += [g_take.eq(1), next_pixel.eq(advance), index_ends.eq(0)]
+                with m.If(advance & (block_row == rows - 1)):
+                    m.next = "idle"
                 leave()
 
-        # --- address stage: what an advance issues ------------------------------------------------
-        tap_row, tap_column, tap_width = (
-            offset_register("tap_row"),
-            offset_register("tap_column"),
-            Signal(range(rows + 1)),
-        )
+        # --- table stage: sums and bounds ---------------------------------------------------------
+        n_a, n_b, n_take = Signal(), Signal(), Signal()
+        n_tag = Signal(row_tag())
+        n_row, n_b_index = Signal(row_bits), Signal.like(b_index)
+        n_b_pixel = Signal()
+        with m.If(advance):
+            m.d.sync += [
+                n_a.eq(g_a),
+                n_b.eq(g_b),
+                n_take.eq(g_take),
+                n_tag.eq(g_tag),
+                n_row.eq(block_row),
+                n_b_index.eq(b_index),
+                n_b_pixel.eq(group_more | (b_index <= rest[:row_bits])),
+            ]
+        a_y, a_x = Signal(signed(bits)), Signal(signed(bits))
+        a_whole = Signal()
+        with m.If(tap_now):
+            m.d.sync += [
+                a_y.eq(tap_y),
+                a_x.eq(tap_kx + Cat(Const(0, row_bits - low), j)),
+                a_whole.eq(whole_word),
+            ]
+        pixel = pixel_read.data
+        tap_row, tap_column = Signal(signed(bits)), Signal(signed(bits))
+        address = Signal(bits)
+        to_bottom, to_right = Signal(signed(bits + 1)), Signal(signed(bits + 1))
+        room = Signal(signed(bits + 1 + low))  # bytes from the window's start to the right bound
+        y_inside, near_left, near_right = Signal(), Signal(), Signal()
+        inside, width_mask = Signal(rows), Signal(rows)
         m.d.comb += [
-            tap_row.eq(here.row + Mux(transposed, a_y_now, a_y)),
-            tap_column.eq(here.column + Mux(transposed, a_x_now, a_x)),
-            tap_width.eq(Mux(transposed, a_bytes_now, a_bytes)),
+            tap_row.eq(pixel.row + a_y),
+            tap_column.eq(pixel.column + a_x),
+            address.eq((pixel.image + tap_row)[:bits] + tap_column),
+            to_bottom.eq(r.A_HB[low:] + ~tap_row + r.A_HB[:low].any()),
+            to_right.eq(r.A_WB[low:] - tap_column),
+            room.eq(Cat(r.A_WB[:low], to_right)),
+            y_inside.eq(~tap_row[-1] & ~to_bottom[-1]),
+            near_left.eq(tap_column[row_bits - low :].all()),
+            near_right.eq(~room[row_bits:].any()),
+            width_mask.eq(up_to(a_whole, spare_bytes, rows)),
         ]
-        inside = Signal(rows)
-        y_inside = Signal()
-        room = Signal(signed(bits + 1))  # bytes from the window's start to the right bound
-        m.d.comb += [
-            y_inside.eq((tap_row >= 0) & (tap_row < r.A_HB)),
-            room.eq(r.A_WB - tap_column),
-        ]
-        near_left = Signal()
-        m.d.comb += near_left.eq(tap_column[row_bits:].all())
-        near_right = Signal()
-        m.d.comb += near_right.eq((room >= 0) & (room < rows))
+        first_byte = Cat(Const(0, low), tap_column[: row_bits - low])
         for lane in range(rows):
-            left = ~tap_column[-1] | (near_left & (tap_column[:row_bits] + lane >= rows))
-            right = (room >= rows) | (near_right & (room[:row_bits] > lane))
+            left = ~tap_column[-1] | (near_left & (first_byte + lane >= rows))
+            right = ~room[-1] & (~near_right | (room[:row_bits] > lane))
             m.d.comb += inside[lane].eq(y_inside & left & right)
-        width_mask = Signal(rows)
-        m.d.comb += width_mask.eq(Cat(*[tap_width > lane for lane in range(rows)]))
+        lanes_c = up_to(column_more | (spare_columns == 0), spare_columns, cols)
+        lanes_j = up_to(whole_word, spare_bytes, rows)
+        b_lanes, b_there = Signal(size), Signal()
+        with m.If(by_columns):
+            m.d.comb += [b_lanes.eq(lanes_j), b_there.eq(lanes_c.bit_select(n_b_index, 1))]
+        with m.Else():
+            m.d.comb += [
+                b_lanes.eq(lanes_c),
+                b_there.eq(Mux(transposed, n_b_pixel, lanes_j.bit_select(n_b_index, 1))),
+            ]
 
+        # --- request ------------------------------------------------------------------------------
         q_a, q_b, q_take = Signal(), Signal(), Signal()
         q_tag = Signal(row_tag())
         q_inside, q_a_mask, q_b_mask = Signal(rows), Signal(rows), Signal(size)
-        q_a_offset, q_b_offset = Signal(bits), Signal(bits)
-        with m.If(self.advance):
+        q_a_offset = Signal(bits)
+        with m.If(advance):
             m.d.sync += [
-                q_a.eq(g_a),
-                q_b.eq(g_b),
-                q_take.eq(g_take),
-                q_tag.eq(g_tag),
+                q_a.eq(n_a),
+                q_b.eq(n_b),
+                q_take.eq(n_take),
+                q_tag.eq(n_tag),
+                # A transposed block has a row for each byte.
+                q_tag.valid.eq(n_tag.valid & (~n_take | width_mask.bit_select(n_row, 1))),
                 q_inside.eq(inside),
                 q_a_mask.eq(inside & width_mask),
-                q_a_offset.eq(here.image + tap_row + tap_column),
-                q_b_offset.eq(b_now),
-                q_b_mask.eq(Mux(b_index < b_words, b_lanes, 0)),
+                q_a_offset.eq(address),
+                q_b_mask.eq(b_lanes & b_there.replicate(size)),
             ]
+            with m.If(reload[2]):
+                m.d.sync += b_now.eq(b_next)
+            with m.Elif(q_b):
+                m.d.sync += b_now.eq(b_now + lanes_of(r.B_R))
         m.d.comb += [
-            self.a.en.eq(q_a & self.advance),
+            self.a.en.eq(q_a & advance),
             self.a.region.eq(region_of(config, r.A_BASE)),
-            self.a.offset.eq(q_a_offset),
+            self.a.offset.eq(Cat(Const(0, low), q_a_offset)),
             self.a.mask.eq(q_a_mask),
-            self.b.en.eq(q_b & q_b_mask.any() & self.advance),
+            self.b.en.eq(q_b & q_b_mask.any() & advance),
             self.b.region.eq(region_of(config, r.B_BASE)),
-            self.b.offset.eq(q_b_offset),
+            self.b.offset.eq(Cat(Const(0, low), b_now)),
             self.b.mask.eq(q_b_mask),
             self.fault.eq(self.a.oor | self.b.oor),
         ]
 
-        # --- memory stage and word stage ----------------------------------------------------------
-        m_a, m_b, m_take = Signal(), Signal(), Signal()
+        # --- data memory, and a word register where the clock is fast -----------------------------
+        m_b, m_take = Signal(), Signal()
         m_tag = Signal(row_tag())
         m_inside, m_b_mask = Signal(rows), Signal(size)
-        w_b, w_take = Signal(), Signal()
-        w_tag = Signal(row_tag())
-        with m.If(self.advance):
+        with m.If(advance):
             m.d.sync += [
-                m_a.eq(q_a),
                 m_b.eq(q_b),
                 m_take.eq(q_take),
                 m_tag.eq(q_tag),
@@ -570,25 +635,29 @@ class Stream(wiring.Component):
                 m_b_mask.eq(q_b_mask),
             ]
         x_word, b_word = Signal(8 * rows), Signal(8 * size)
-        with m.If(self.shift):
-            m.d.sync += [w_b.eq(m_b), w_take.eq(m_take), w_tag.eq(m_tag)]
-            for lane in range(rows):
-                byte = self.a.data[8 * lane : 8 * lane + 8]
-                m.d.sync += x_word[8 * lane : 8 * lane + 8].eq(Mux(m_inside[lane], byte, r.PAD))
-            for lane in range(size):
-                byte = self.b.data[8 * lane : 8 * lane + 8]
-                m.d.sync += b_word[8 * lane : 8 * lane + 8].eq(Mux(m_b_mask[lane], byte, 0))
-        m.d.comb += [
-            self.x.eq(x_word),
-            self.b_word.eq(b_word),
-            self.load.eq(w_b),
-            self.take.eq(w_take),
-            self.tag.eq(w_tag),
-            self.idle.eq(~(q_tag.valid | m_tag.valid | w_tag.valid | q_take | m_take | w_take)),
+        for lane in range(rows):
+            byte = self.a.data[8 * lane : 8 * lane + 8]
+            m.d.comb += x_word[8 * lane : 8 * lane + 8].eq(Mux(m_inside[lane], byte, r.PAD))
+        for lane in range(size):
+            byte = self.b.data[8 * lane : 8 * lane + 8]
+            m.d.comb += b_word[8 * lane : 8 * lane + 8].eq(Mux(m_b_mask[lane], byte, 0))
+        stage: list[tuple[Value, Value]] = [
+            (self.x, x_word),
+            (self.b_word, b_word),
+            (self.load, m_b),
+            (self.take, m_take),
+            (self.tag, m_tag),
         ]
+        flags = [n_tag.valid, n_take, q_tag.valid, q_take, m_tag.valid, m_take]
+        others = [n_a, n_b, q_a, q_b, m_b]
+        if word_registers(config):
+            with m.If(self.shift):
+                m.d.sync += [output.eq(value) for output, value in stage]
+            flags += [self.tag.valid, self.take]
+            others += [self.load]
+        else:
+            m.d.comb += [output.eq(value) for output, value in stage]
+        m.d.comb += self.idle.eq(~Cat(*flags).any())
         with m.If(self.clear):
-            m.d.sync += [
-                s.eq(0)
-                for s in (q_a, q_b, q_take, q_tag, m_a, m_b, m_take, m_tag, w_b, w_take, w_tag)
-            ]
+            m.d.sync += [flag.eq(0) for flag in (*flags, *others)]
         return m

@@ -14,6 +14,7 @@ from gradiron.arch.timing import (
     POST_CYCLES,
     PREPARE_CYCLES,
     chore_cycles,
+    fetch_stages,
     loss_divider_cycles,
 )
 from gradiron.errors import MachineError
@@ -156,7 +157,7 @@ def product_cycles(
         chore = chore_cycles("momentum bias" if momentum else "update bias", config.groups)
         stalls = tiles * bias * (chore - 1)
         valid = (run - 1) % rows + 1
-        first = steps - (rows - valid) + 4 + latency
+        first = steps - (rows - valid) + 1 + fetch_stages(config) + latency
         if momentum:
             length = chore_cycles("momentum row", config.groups)
             stalls += finished * (length - 1)
@@ -174,7 +175,7 @@ def product_cycles(
                     padded=padded,
                 )
             end = first + stalls + 6 + shape.late
-        end = max(end, steps + 4 + stalls)
+        end = max(end, steps + 1 + fetch_stages(config) + stalls)
     else:
         load = cols if fields["b"] else rows
         size = registers["N_G"]
@@ -185,7 +186,7 @@ def product_cycles(
         def slot(streamed: int) -> int:
             return max(streamed + load, HAZARD) if serial else max(streamed, load, HAZARD)
 
-        steps = load + tiles * blocks * sum(count * slot(n) for n, count in sizes)
+        steps = max(load, 3) + tiles * blocks * sum(count * slot(n) for n, count in sizes)
         steps += last - slot(last)
         finished = pixels * tiles
         busy = pixels * tiles * blocks
@@ -202,7 +203,7 @@ def product_cycles(
             if blocks > 1 or slot(last) != last:
                 gaps -= 1
             stalls += drain * gaps
-        end = steps + latency + 10 + stalls + shape.late
+        end = steps + fetch_stages(config) + latency + 7 + stalls + shape.late
     return 1 + (PREPARE_CYCLES - 1) + 1 + end + (POST_CYCLES - 1), busy
 
 

@@ -5,7 +5,18 @@ from __future__ import annotations
 from gradiron.arch.config import Config
 
 HAZARD = 4
-"""Advances between two visits of one accumulator row: read, register, add, write."""
+"""Advances between two visits of one accumulator row: read, add, write, and one to spare."""
+
+
+def word_registers(config: Config) -> int:
+    """Registers between data memory and array: none on single-ported SPRAM, with its slow clock."""
+    return int(not config.single_port)
+
+
+def fetch_stages(config: Config) -> int:
+    """Stages from the state machine of a product to its array: table, request, memory, word."""
+    return 3 + word_registers(config)
+
 
 STEP_CYCLES: dict[str, tuple[int, int]] = {
     "wait": (6, 0),
