@@ -141,17 +141,18 @@ class Stream(wiring.Component):
         tile_valid = Signal()  # the nest has a tile
 
         # --- tile nest: groups of pixels, columns -------------------------------------------------
-        before = Signal(16)  # pixels before the group
+        # A carry chain takes its operands as they are: what is subtracted is kept as complement.
+        before_n = Signal(16)  # pixels before the group
         group = Signal(range(max(config.acc_depth, 16) + 1))
-        next_group = Signal(17)
+        next_group_n = Signal(16)
         rest = Signal(index_bits)  # of the last group: its last pixel
         group_more, column_more, tap_last = Signal(), Signal(), Signal()
         first_group = Signal()
         m.d.comb += [
             group.eq(Mux(transposed, rows, r.N_G)),
-            next_group.eq(before + group),
-            group_more.eq(next_group < r.N_P),
-            rest.eq(r.N_P + ~before),
+            next_group_n.eq(before_n + Cat(~group, Const(-1, 16 - len(group))) + 1),
+            group_more.eq((r.N_P + next_group_n)[16]),
+            rest.eq(r.N_P + before_n),
         ]
         wrap, nest_last = Signal(), Signal()  # the next tile is another group; there is none
         m.d.comb += [
@@ -159,13 +160,13 @@ class Stream(wiring.Component):
             nest_last.eq(wrap & ~group_more & ~column_more),
         ]
         with m.If(tile_step & wrap):
-            m.d.sync += [before.eq(next_group), first_group.eq(~group_more)]
+            m.d.sync += [before_n.eq(next_group_n), first_group.eq(~group_more)]
         with m.If(resting | (tile_step & wrap & ~group_more)):
-            m.d.sync += [before.eq(0), first_group.eq(1)]
+            m.d.sync += [before_n.eq(-1), first_group.eq(1)]
         # Full column tiles count up to those in N_C; what is left over is one more.
         next_columns = Signal()
         column = Signal(16 - col_bits)
-        spare_columns = r.N_C[:col_bits]
+        spare_columns = r.N_C[:col_bits]  # of a last tile that is not full
         m.d.comb += column_more.eq(column != r.N_C[col_bits:])
         with m.If(advance | begin):
             m.d.sync += next_columns.eq(tile_step & wrap & ~group_more)
@@ -179,36 +180,50 @@ class Stream(wiring.Component):
         with m.If(advance | begin):
             m.d.sync += opened.eq(tap_step)
         tap_now = advance & opened
+        # Counters with an end count from 1, so that they are compared as they are.
         ky, kx, j = Signal(8), Signal(8), Signal(16 - row_bits)
-        tap_y, tap_kx = Signal(signed(bits)), Signal(signed(bits))
+        tap_kx = Signal(signed(bits))
+        a_y, a_x = Signal(signed(bits)), Signal(signed(bits))  # of the rows that stream
         j_more, kx_more, ky_more, tap_first = Signal(), Signal(), Signal(), Signal()
-        spare_bytes = r.N_J[:row_bits]
+        last_byte = Signal(16)
         m.d.comb += [
-            j_more.eq(Cat(Const(0, row_bits), j) + rows < r.N_J),
-            kx_more.eq((kx + 1)[:8] != r.N_TX),
-            ky_more.eq((ky + 1)[:8] != r.N_TY),
+            last_byte.eq(r.N_J - 1),
+            j_more.eq(j != last_byte[row_bits:]),
+            kx_more.eq(kx != r.N_TX),
+            ky_more.eq(ky != r.N_TY),
             tap_last.eq(~(j_more | kx_more | ky_more)),
-            tap_first.eq((j == 0) & (kx == 0) & (ky == 0)),
         ]
         with m.If(tap_now):
-            m.d.sync += j.eq(j + 1)
+            m.d.sync += [j.eq(j + 1), tap_first.eq(tap_last)]
+            m.d.sync += a_x.eq(tap_kx + Cat(Const(0, row_bits - low), j))
+        with m.If(resting):
+            m.d.sync += tap_first.eq(1)
         with m.If(resting | (tap_now & ~j_more)):
             m.d.sync += j.eq(0)
         with m.If(tap_now & ~j_more):
             m.d.sync += [kx.eq(kx + 1), tap_kx.eq(tap_kx + lanes_of(r.A_TX))]
         with m.If(resting | (tap_now & ~j_more & ~kx_more)):
-            m.d.sync += [kx.eq(0), tap_kx.eq(lanes_of(r.A_X0))]
+            m.d.sync += [kx.eq(1), tap_kx.eq(lanes_of(r.A_X0))]
         with m.If(tap_now & ~j_more & ~kx_more):
-            m.d.sync += [ky.eq(ky + 1), tap_y.eq(tap_y + lanes_of(r.A_TY))]
+            m.d.sync += ky.eq(ky + 1)
         with m.If(resting | (tap_now & tap_last)):
-            m.d.sync += [ky.eq(0), tap_y.eq(lanes_of(r.A_Y0))]
+            m.d.sync += ky.eq(1)
+        # The row offset moves with the rows, and not ahead like the counters.
+        next_row, first_row = Signal(), Signal()
+        with m.If(tap_now):
+            m.d.sync += [next_row.eq(~j_more & ~kx_more), first_row.eq(tap_last)]
+        with m.If(tap_now & next_row):
+            m.d.sync += a_y.eq(a_y + lanes_of(r.A_TY))
+        with m.If(tap_now & first_row):
+            m.d.sync += a_y.eq(lanes_of(r.A_Y0))
+        with m.If(resting):
+            m.d.sync += first_row.eq(1)
         # Bytes of a word that belong to the nest's tap.
-        whole_word = Signal()
-        m.d.comb += whole_word.eq(j_more | (spare_bytes == 0))
+        spare_bytes = last_byte[:row_bits]
 
-        def up_to(whole: Value, spare: Value, count: int) -> Value:
-            """A bit for each that counts: all, or as many as are left over."""
-            return Cat(*[whole | (spare > i) for i in range(count)])
+        def up_to(whole: Value, last: Value, count: int) -> Value:
+            """A bit for each that counts: all, or those up to the last."""
+            return Cat(*[whole | (last >= i) for i in range(count)])
 
         # --- the streamed operand's pixels --------------------------------------------------------
         place = data.StructLayout(
@@ -219,19 +234,19 @@ class Stream(wiring.Component):
         x_more, y_more = Signal(), Signal()
         write_pixel, home = Signal(), Signal()
         m.d.comb += [
-            x_more.eq((x + 1)[:16] != r.N_X),
-            y_more.eq((y + 1)[:12] != r.N_Y),
+            x_more.eq(x != r.N_X),
+            y_more.eq(y != r.N_Y),
             write_pixel.eq(open_group | step_pixel),
             home.eq(Mux(write_pixel, last_pixel, resting)),
         ]
         with m.If(write_pixel):
             m.d.sync += [x.eq(x + 1), here.column.eq(here.column + lanes_of(r.A_SX))]
         with m.If(home | (write_pixel & ~x_more)):
-            m.d.sync += [x.eq(0), here.column.eq(0)]
+            m.d.sync += [x.eq(1), here.column.eq(0)]
         with m.If(write_pixel & ~x_more):
             m.d.sync += [y.eq(y + 1), here.row.eq(here.row + lanes_of(r.A_SY))]
         with m.If(home | (write_pixel & ~x_more & ~y_more)):
-            m.d.sync += [y.eq(0), here.row.eq(0)]
+            m.d.sync += [y.eq(1), here.row.eq(0)]
         with m.If(home):
             m.d.sync += here.image.eq(offset_of(config, r.A_BASE)[low:])
         with m.Elif(write_pixel & ~x_more & ~y_more):
@@ -291,14 +306,27 @@ class Stream(wiring.Component):
         with m.Else():
             m.d.comb += [level.eq(Level.KY), from_level.eq(inner_ky)]
         reload = Signal(3)  # now, at the table, at the request
-        entered, stay = Signal(Level), Signal()
+        entered = Signal(2)
+        # What is added, decoded beforehand: a stride, or a tile of neighbouring words or bytes.
+        by_base, by_ky, by_kx, by_words, by_bytes = (
+            Signal(name=f"by_{n}") for n in ("base", "ky", "kx", "words", "bytes")
+        )
         m.d.comb += reload[0].eq(begin | (tile_step & ~(transposed & group_more)))
         with m.If(advance | begin):
             m.d.sync += reload[1].eq(reload[0])
         with m.If(advance):
             m.d.sync += reload[2].eq(reload[1])
         with m.If(reload[0]):
-            m.d.sync += [entered.eq(level), stay.eq(group_more), inner.eq(level)]
+            along, across = level == Level.J, (level == Level.COLUMN) & ~group_more
+            m.d.sync += [
+                entered.eq(level),
+                inner.eq(level),
+                by_base.eq(begin),
+                by_ky.eq(level == Level.KY),
+                by_kx.eq(level == Level.KX),
+                by_words.eq(Mux(by_columns, across, along)),
+                by_bytes.eq(Mux(by_columns, along, across)),
+            ]
             with m.If(level != Level.J):
                 m.d.sync += inner_kx.eq(level)
             with m.If((level != Level.J) & (level != Level.KX)):
@@ -309,26 +337,20 @@ class Stream(wiring.Component):
         )
         level_write, level_read = levels.write_port(), levels.read_port()
         b_now, b_next, b_step_by = Signal(bits), Signal(bits), Signal(bits)
-        words_of_rows, words_of_columns = r.B_R << row_bits, r.B_R << col_bits
-        with m.Switch(entered):
-            with m.Case(Level.COLUMN):
-                m.d.comb += b_step_by.eq(
-                    Mux(by_columns, words_of_columns, cols)[low:] & ~stay.replicate(bits)
-                )
-            with m.Case(Level.KY):
-                m.d.comb += b_step_by.eq(lanes_of(r.B_TY))
-            with m.Case(Level.KX):
-                m.d.comb += b_step_by.eq(lanes_of(r.B_TX))
-            with m.Case(Level.J):
-                m.d.comb += b_step_by.eq(Mux(by_columns, rows, words_of_rows)[low:])
-            with m.Default():
-                m.d.comb += b_step_by.eq(offset_of(config, r.B_BASE)[low:])
+        words = Mux(by_columns, r.B_R << col_bits, r.B_R << row_bits)
+        m.d.comb += b_step_by.eq(
+            (lanes_of(words)[:bits] & by_words.replicate(bits))
+            | (offset_of(config, r.B_BASE)[low:] & by_base.replicate(bits))
+            | (lanes_of(r.B_TY)[:bits] & by_ky.replicate(bits))
+            | (lanes_of(r.B_TX)[:bits] & by_kx.replicate(bits))
+            | Mux(by_bytes, Mux(by_columns, rows, cols) >> low, 0)
+        )
         m.d.comb += [
             level_read.en.eq(reload[0]),
             level_read.addr.eq(from_level),
             b_next.eq(level_read.data + b_step_by),
             level_write.en.eq(reload[2] & advance),
-            level_write.addr.eq(entered[:2]),
+            level_write.addr.eq(entered),
             level_write.data.eq(b_next),
         ]
 
@@ -418,9 +440,7 @@ class Stream(wiring.Component):
                     g_tag.first.eq(a_first),
                     g_tag.last.eq(a_last),
                     index_ends.eq(ends),
-                    done.eq(
-                        (~streaming | ends) & (~loading | (do_b & b_ends)) & (gap_left == 0)
-                    ),
+                    done.eq((~streaming | ends) & (~loading | (do_b & b_ends)) & (gap_left == 0)),
                 ]
                 with m.If(do_b):
                     b_step()
@@ -545,40 +565,36 @@ class Stream(wiring.Component):
                 n_b_index.eq(b_index),
                 n_b_pixel.eq(group_more | (b_index <= rest[:row_bits])),
             ]
-        a_y, a_x = Signal(signed(bits)), Signal(signed(bits))
         a_whole = Signal()
         with m.If(tap_now):
-            m.d.sync += [
-                a_y.eq(tap_y),
-                a_x.eq(tap_kx + Cat(Const(0, row_bits - low), j)),
-                a_whole.eq(whole_word),
-            ]
+            m.d.sync += a_whole.eq(j_more)
         pixel = pixel_read.data
-        tap_row, tap_column = Signal(signed(bits)), Signal(signed(bits))
+        # Complements again, so that one sum goes into the next and into the bounds as it is.
+        row_n, column_n = Signal(signed(bits)), Signal(signed(bits))
         address = Signal(bits)
         to_bottom, to_right = Signal(signed(bits + 1)), Signal(signed(bits + 1))
         room = Signal(signed(bits + 1 + low))  # bytes from the window's start to the right bound
         y_inside, near_left, near_right = Signal(), Signal(), Signal()
         inside, width_mask = Signal(rows), Signal(rows)
         m.d.comb += [
-            tap_row.eq(pixel.row + a_y),
-            tap_column.eq(pixel.column + a_x),
-            address.eq((pixel.image + tap_row)[:bits] + tap_column),
-            to_bottom.eq(r.A_HB[low:] + ~tap_row + r.A_HB[:low].any()),
-            to_right.eq(r.A_WB[low:] - tap_column),
+            row_n.eq(~(pixel.row + a_y)),
+            column_n.eq(~(pixel.column + a_x)),
+            address.eq(pixel.image + ~(row_n + column_n + 1)[:bits]),
+            to_bottom.eq(r.A_HB[low:] + row_n + r.A_HB[:low].any()),
+            to_right.eq(r.A_WB[low:] + column_n + 1),
             room.eq(Cat(r.A_WB[:low], to_right)),
-            y_inside.eq(~tap_row[-1] & ~to_bottom[-1]),
-            near_left.eq(tap_column[row_bits - low :].all()),
+            y_inside.eq(row_n[-1] & ~to_bottom[-1]),
+            near_left.eq(~column_n[row_bits - low :].any()),
             near_right.eq(~room[row_bits:].any()),
             width_mask.eq(up_to(a_whole, spare_bytes, rows)),
         ]
-        first_byte = Cat(Const(0, low), tap_column[: row_bits - low])
+        first_byte = Cat(Const(0, low), ~column_n[: row_bits - low])
         for lane in range(rows):
-            left = ~tap_column[-1] | (near_left & (first_byte + lane >= rows))
+            left = column_n[-1] | (near_left & (first_byte + lane >= rows))
             right = ~room[-1] & (~near_right | (room[:row_bits] > lane))
             m.d.comb += inside[lane].eq(y_inside & left & right)
-        lanes_c = up_to(column_more | (spare_columns == 0), spare_columns, cols)
-        lanes_j = up_to(whole_word, spare_bytes, rows)
+        lanes_c = up_to(column_more | (spare_columns == 0), (spare_columns - 1)[:col_bits], cols)
+        lanes_j = up_to(j_more, spare_bytes, rows)
         b_lanes, b_there = Signal(size), Signal()
         with m.If(by_columns):
             m.d.comb += [b_lanes.eq(lanes_j), b_there.eq(lanes_c.bit_select(n_b_index, 1))]
