@@ -195,7 +195,7 @@ def _grid(
     return tuple(Recipe(epochs, batch, k, h, momentum) for k in rates for h in halvings)
 
 
-LATE = ((), (70, 85), (50, 70, 90))
+LATE = ((70, 85), (50, 70, 90))
 DEMO_RECIPE = Recipe(DEMO_EPOCHS, DEMO_BATCH, DEMO_RATE, SMALL_RECIPE.halvings)
 
 
@@ -205,15 +205,15 @@ def _task(model: str, dataset: str, held: int, samples: int | None, *grids: Any)
 
 
 def _image_task(model: str) -> Task:
-    halvings = ((), (60, 80), (40, 60, 80))
-    plain = _grid(5, 32, (2, 3), halvings)
+    halvings = ((60, 80), (40, 60, 80))
+    plain = _grid(5, 32, (2, 3), halvings[:1])
     return _task(
         model,
         FASHION_DATASET,
         2000,
         IMAGE_SAMPLES,
         plain,
-        _grid(5, 32, (4, 5, 6), halvings, momentum=True),
+        _grid(5, 32, (4, 5), halvings, momentum=True),
     )
 
 
@@ -252,7 +252,7 @@ def choice_ds_cnn(session: Session) -> Row:
         300,
         None,
         _grid(20, 32, (3,), ((50, 70, 90),)),
-        _grid(20, 32, (4, 5), ((70, 85), (50, 70, 90)), momentum=True),
+        _grid(20, 32, (4, 5), ((50, 70, 90),), momentum=True),
     ).choose(session)
 
 

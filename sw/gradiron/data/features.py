@@ -71,7 +71,8 @@ def frames(signal: Float64, rate: int, count: int = FRAMES) -> Float64:
     kept = signal[cut : cut + total]
     before = (total - len(kept)) // 2
     padded = np.pad(kept, (before, total - len(kept) - before))
-    return np.lib.stride_tricks.sliding_window_view(padded, size)[::hop]
+    windows: Float64 = np.lib.stride_tricks.sliding_window_view(padded, size)
+    return windows[::hop]
 
 
 def log_mel(signal: Float64, rate: int) -> Float64:
@@ -85,8 +86,9 @@ def log_mel(signal: Float64, rate: int) -> Float64:
     """
     cut = frames(signal, rate)
     size = 1 << (cut.shape[1] - 1).bit_length()
-    angles: Float64 = np.arange(cut.shape[1]) * (2 * np.pi / cut.shape[1])
-    spectrum: Any = np.fft.rfft(cut * (0.5 - 0.5 * np.cos(angles)), size)  # Hann's window
+    angles = np.arange(cut.shape[1]) * (2 * np.pi / cut.shape[1])
+    hann: Float64 = 0.5 - 0.5 * np.cos(angles)
+    spectrum: Any = np.fft.rfft(cut * hann, size)
     power: Float64 = (spectrum.real**2 + spectrum.imag**2) @ mel_bank(rate, size).T
     loudest = float(power.max())
     if loudest == 0:
