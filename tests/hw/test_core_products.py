@@ -20,7 +20,7 @@ from gradiron_sim.lockstep import Lockstep, run_checked
 from gradiron_sim.pysim import PysimDevice
 from support.machines import QUICK, SLOW, golden, name_of, simulated
 from support.programs import (
-    RESULTS,
+    BUILT,
     Case,
     NoRoom,
     random_loss,
@@ -86,7 +86,7 @@ def test_many_random_programs(config: Config, kind: str) -> None:
         check(golden(config), simulated(config), case, seed)
 
 
-@pytest.mark.parametrize("out", RESULTS, ids=lambda out: out.name.lower())
+@pytest.mark.parametrize("out", BUILT.results, ids=lambda out: out.name.lower())
 @pytest.mark.parametrize("config", QUICK, ids=name_of)
 def test_every_kind_of_result(config: Config, out: Out) -> None:
     if out == Out.MOMENTUM and not config.momentum:

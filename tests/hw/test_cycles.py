@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 
@@ -10,10 +12,18 @@ from gradiron.arch.isa import MachineState
 from gradiron.compiler import compile_graph, gemm_program
 from gradiron.cycles import program_cycles
 from gradiron.networks import network
-from support.machines import QUICK, SLOW, name_of, simulated
+from support.machines import QUICK, SLOW, golden, name_of, simulated
 from support.programs import NoRoom, random_loss, random_product, random_sequence
 
 MAKERS = {"product": random_product, "loss": random_loss, "sequence": random_sequence}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _fresh_machines() -> Iterator[None]:
+    """No golden model runs along here, so that nobody may compare with these machines later."""
+    yield
+    simulated.cache_clear()
+    golden.cache_clear()
 
 
 def compare(config: Config, kind: str, first: int, count: int) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import prod
 
 import numpy as np
 
 from gradiron.arch import isa
 from gradiron.arch.config import Config
-from gradiron.arch.isa import Out
+from gradiron.arch.isa import BMode, Out, Scale, Skip, Track
 from gradiron.device import Device
 
 
@@ -70,17 +71,43 @@ class Piece:
         left, right = dict(self.sets), dict(self.sets)
         left["N_C"] = columns
         right["N_C"] -= columns
-        right["B_BASE"] += columns * (self.sets["B_R"] if self.fields["b"] else 1)
+        b = BMode(self.fields["b"])
+        if b == BMode.COLUMNS:
+            right["B_BASE"] += columns * self.sets["B_R"]
+        elif b not in (BMode.IDENTITY, BMode.GATE):
+            right["B_BASE"] += columns
+        if b.by_channel:
+            # The bounds are those of the whole row, so that padding stays where it is.
+            right["A_X0"] = right.get("A_X0", 0) + columns
         right["O_OFF"] += columns
         for name in ("BIAS", "V_BIAS"):
             if name in right:
                 right[name] += 4 * columns
-        first = Piece("MM", left, {**self.fields, "track": 0}, self.memory, self.exponents)
+        track = {} if self.fields["out"] == Out.MEASURE else {"track": 0}
+        first = Piece("MM", left, {**self.fields, **track}, self.memory, self.exponents)
         return first, Piece("MM", right, self.fields)
 
 
-RESULTS = (Out.INT8, Out.LOGITS, Out.MASTER, Out.INT8_WEIGHTS, Out.MOMENTUM)
-"""The kinds of results that the hardware has."""
+@dataclass(frozen=True)
+class Modes:
+    """What random products may be made of."""
+
+    results: tuple[Out, ...] = tuple(Out)
+    operands: tuple[BMode, ...] = tuple(BMode)
+    skip: bool = True
+    scale: bool = True
+
+
+EVERYTHING = Modes()
+DENSE = Modes(
+    (Out.INT8, Out.LOGITS, Out.MASTER, Out.INT8_WEIGHTS, Out.MOMENTUM),
+    (BMode.ROWS, BMode.COLUMNS),
+    skip=False,
+    scale=False,
+)
+"""What dense layers need."""
+BUILT = DENSE
+"""What the hardware has, and random programs use unless they are told otherwise."""
 
 
 class NoRoom(ValueError):
@@ -134,9 +161,20 @@ def random_product(
     *,
     largest: int = 24,
     kind: Out | None = None,
+    b: BMode | None = None,
     transposed: bool | None = None,
+    modes: Modes | None = None,
 ) -> Case:
     """A program of one MM with random descriptors that the limits allow.
+
+    Parameters
+    ----------
+    largest : int
+        About the largest number of pixels, taps and columns.
+    kind, b, transposed
+        What it must be; a result or operand that is named need not be among the modes.
+    modes : Modes or None
+        None: those that are built.
 
     Raises
     ------
@@ -144,8 +182,125 @@ def random_product(
         Where it does not fit.
     """
     place = Allocator(config, rng)
-    piece = product(config, rng, place, largest=largest, kind=kind, transposed=transposed)
+    piece = product(
+        config, rng, place, largest=largest, kind=kind, b=b, transposed=transposed, modes=modes
+    )
     return assemble(config, rng, [piece])
+
+
+UPDATES = (Out.MASTER, Out.INT8_WEIGHTS, Out.MOMENTUM)
+TWO_PLANES = (Out.LOGITS, Out.MASTER, Out.MOMENTUM, Out.POOLED)
+WEIGHTS = {Out.INT8: 3, Out.MASTER: 2}
+"""How much more often than others a kind of result comes."""
+
+
+def _least_fields(out: Out, b: BMode, transposed: bool) -> dict[str, int]:
+    """The fields that such a product must have."""
+    fields = {field.name: 0 for field in isa.MM.fields}
+    fields |= {"out": int(out), "b": int(b), "transposed": int(transposed)}
+    if out in UPDATES:
+        fields["round"] = 2
+    if out == Out.MEASURE:
+        fields["track"] = int(Track.FIT)
+    if out == Out.POOLED:
+        fields["scale"] = int(Scale.OPERAND)
+    return fields
+
+
+def _choose(
+    config: Config,
+    rng: np.random.Generator,
+    modes: Modes,
+    kind: Out | None,
+    b: BMode | None,
+    transposed: bool | None,
+) -> dict[str, int]:
+    """The fields of a legal combination of result, stationary operand and transposition."""
+    rules = [rule for rule in isa.RULES if rule.instruction == "MM" and rule.applies(config)]
+    found: list[dict[str, int]] = []
+    chances: list[float] = []
+    for out in modes.results if kind is None else (kind,):
+        forms = [
+            fields
+            for operand in (modes.operands if b is None else (b,))
+            for turned in ((False, True) if transposed is None else (transposed,))
+            for fields in [_least_fields(out, operand, turned)]
+            if not any(rule.matches(fields) for rule in rules)
+            and (operand != BMode.GATE or len(config.regions) > 1)
+        ]
+        found += forms
+        chances += [WEIGHTS.get(out, 1) / len(forms) for _ in forms]
+    if not found:
+        raise NoRoom
+    return found[int(rng.choice(len(found), p=np.array(chances) / sum(chances)))]
+
+
+@dataclass
+class Windows:
+    """Pixels and taps over a streamed operand of some channels."""
+
+    sets: dict[str, int]
+    size: int
+    channels: int
+    pixels: tuple[int, int, int]
+    taps: tuple[int, int, int]
+
+
+def _dense(rng: np.random.Generator, align: int, largest: int) -> Windows:
+    """Rows of bytes without padding."""
+    rows = int(rng.integers(1, largest + 1))
+    length = -(-int(rng.integers(1, largest + 1)) // align) * align
+    sets = {"A_SX": length, "A_HB": 1, "A_WB": rows * length}
+    return Windows(sets, rows * length, length, (1, 1, rows), (1, 1, length))
+
+
+def _convolution(rng: np.random.Generator, align: int, most: int, *, merge: bool) -> Windows:
+    """Windows over images: strides, dilation, padding, taps in either direction, broadcasts.
+
+    With `merge`, the taps of a row may be one run of bytes.
+    """
+    while True:
+        images, *size = (int(v) for v in rng.integers(1, [3, 7, 7]))
+        channels = -(-int(rng.integers(1, most + 1)) // align) * align
+        kernel = [int(v) for v in rng.integers(1, 6 if rng.random() < 0.1 else 4, 2)]
+        stride = kernel if rng.random() < 0.1 else [int(v) for v in rng.integers(1, 3, 2)]
+        dilation = [int(rng.random() < 0.2) + 1 for _ in size]
+        pad = [int(v) for v in rng.integers(0, 2, 2)]
+        merged = merge and bool(rng.random() < 0.5)
+        if merged:
+            dilation[1] = 1
+        out = [
+            (s + 2 * p - d * (k - 1) - 1) // step + 1
+            for s, p, d, k, step in zip(size, pad, dilation, kernel, stride, strict=True)
+        ]
+        if min(out) > 0:
+            break
+    pitch = size[1] * channels
+    unit = (pitch, channels)
+    steps = [s * u for s, u in zip(stride, unit, strict=True)]
+    tap_steps = [d * u for d, u in zip(dilation, unit, strict=True)]
+    start = [-p * u for p, u in zip(pad, unit, strict=True)]
+    for axis in (0, 1):
+        if rng.random() < 0.25 and not (axis == 1 and merged):
+            # From the last tap to the first, as the gradient of an input has them.
+            start[axis] += (kernel[axis] - 1) * tap_steps[axis]
+            tap_steps[axis] = -tap_steps[axis]
+        if rng.random() < 0.05:
+            steps[axis] = 0
+    sets = {
+        "A_SN": size[0] * pitch,
+        "A_SY": steps[0],
+        "A_SX": steps[1],
+        "A_TY": tap_steps[0],
+        "A_TX": 0 if merged else tap_steps[1],
+        "A_Y0": start[0],
+        "A_X0": start[1],
+        # Sometimes nothing is within the bounds: a fill.
+        "A_HB": size[0] * pitch if rng.random() < 0.97 else 0,
+        "A_WB": pitch,
+    }
+    taps = (kernel[0], 1, kernel[1] * channels) if merged else (kernel[0], kernel[1], channels)
+    return Windows(sets, images * size[0] * pitch, channels, (images, out[0], out[1]), taps)
 
 
 def product(
@@ -155,164 +310,167 @@ def product(
     *,
     largest: int = 24,
     kind: Out | None = None,
+    b: BMode | None = None,
     transposed: bool | None = None,
+    modes: Modes | None = None,
 ) -> Piece:
-    """An MM with random descriptors that the limits allow."""
-    if kind is None:
-        kinds = [Out.INT8, Out.INT8, Out.INT8, Out.LOGITS, Out.MASTER, Out.MASTER, Out.INT8_WEIGHTS]
-        if config.momentum:
-            kinds.append(Out.MOMENTUM)
-        kind = Out(int(rng.choice(kinds)))
-    update = kind in (Out.MASTER, Out.INT8_WEIGHTS, Out.MOMENTUM)
-    if transposed is None:
-        transposed = update or (kind == Out.INT8 and bool(rng.random() < 0.3))
+    """An MM with random descriptors that the limits allow; see `random_product`."""
+    modes = BUILT if modes is None else modes
     align = config.lane_bytes
 
     def even(value: int) -> int:
         return -(-value // align) * align
 
-    while True:
-        conv = rng.random() < 0.5
-        n, h, w = (int(v) for v in rng.integers(1, [3, 6, 6])) if conv else (1, 1, 1)
-        channels = even(int(rng.integers(1, largest + 1)))
-        if conv:
-            channels = even(int(rng.integers(1, 8)))
-            kh, kw = (int(v) for v in rng.integers(1, 4, 2))
-            stride = int(rng.integers(1, 3))
-            pad = int(rng.integers(0, 2))
-            oh, ow = (h + 2 * pad - kh) // stride + 1, (w + 2 * pad - kw) // stride + 1
-            if oh < 1 or ow < 1:
-                continue
-            merged = bool(rng.random() < 0.5)
-            if (align == 2 and (channels * stride) % 2) or (pad * channels) % align:
-                continue
-            pixels = n * oh * ow
-            taps = (kh, 1, kw * channels) if merged else (kh, kw, channels)
-        else:
-            n = int(rng.integers(1, largest + 1))
-            pixels, oh, ow, taps = n, 1, n, (1, 1, channels)
-            kh = kw = h = w = stride = 1
-            pad = 0
-            merged = True
-        reduce = taps[0] * taps[1] * taps[2]
-        columns = int(rng.integers(1, largest + 1))
-        bias = bool(rng.random() < 0.5) and not (transposed and kind == Out.INT8)
-        if transposed and reduce + bias > config.acc_depth:
-            continue
-        break
+    def number(low: int, high: int) -> int:
+        return int(rng.integers(low, high + 1))
 
-    case = Piece("MM", {}, {})
-    sets = case.sets
-    size_a = n * h * w * channels
-    a, content = place.operand(size_a)
-    case.memory += content
-    pitch = w * channels
-    if conv:
-        sets |= {
-            "A_SN": h * pitch,
-            "A_SY": stride * pitch,
-            "A_SX": stride * channels,
-            "A_TY": pitch,
-            "A_TX": 0 if merged else channels,
-            "A_Y0": -pad * pitch,
-            "A_X0": -pad * channels,
-            "A_HB": h * pitch,
-            "A_WB": pitch,
-        }
-    else:
-        sets |= {"A_SX": channels, "A_HB": 1, "A_WB": size_a}
-    sets |= {
-        "A_BASE": a,
-        "N_P": pixels,
-        "N_Y": oh,
-        "N_X": ow,
-        "N_TY": taps[0],
-        "N_TX": taps[1],
-        "N_J": taps[2],
-        "N_C": columns,
-        "N_G": int(rng.integers(1, min(pixels, config.acc_depth) + 1)),
-        "PAD": int(rng.integers(-127, 128)) if rng.random() < 0.3 else 0,
-    }
-    if rng.random() < 0.5:
-        sets["N_G"] = min(pixels, config.acc_depth)
-    by_columns = not transposed and bool(rng.random() < 0.4)
-    pitch_b = even(reduce if by_columns else columns)
-    rows_b = columns if by_columns else (pixels if transposed else reduce)
-    size_b = rows_b * pitch_b
-    b, content = place.operand(size_b)
-    case.memory += content
-    sets |= {"B_BASE": b, "B_R": pitch_b}
-    if not transposed:
-        if by_columns:
-            sets |= {"B_TX": taps[2], "B_TY": taps[1] * taps[2]}
+    def chance(probability: float) -> bool:
+        return bool(rng.random() < probability)
+
+    fields = _choose(config, rng, modes, kind, b, transposed)
+    out, mode, turned = Out(fields["out"]), BMode(fields["b"]), bool(fields["transposed"])
+    update, by_channel = out in UPDATES, mode.by_channel
+    while True:
+        if out == Out.LOSS:
+            seen = _dense(rng, align, 6 * largest)
+            seen.pixels, seen.taps = (1, 1, 1), (1, 1, number(1, seen.channels))
+        elif chance(0.6 if by_channel else 0.5):
+            most = min(largest, 20) if by_channel and chance(0.5) else 7
+            seen = _convolution(rng, align, most, merge=not by_channel)
         else:
-            sets |= {"B_TX": taps[2] * pitch_b, "B_TY": taps[1] * taps[2] * pitch_b}
-        if (sets["B_TX"] % align) or (sets["B_TY"] % align):
-            return product(config, rng, place, largest=largest, kind=kind)
-    rows_o = reduce if transposed else pixels
+            seen = _dense(rng, align, largest)
+        ky, kx, j = seen.taps
+        if by_channel:
+            j = 1
+        taps, pixels = ky * kx * j, prod(seen.pixels)
+        bias = out not in (Out.POOLED, Out.LOSS) and not (turned and not update) and chance(0.5)
+        if not turned or taps + bias <= config.acc_depth:
+            break
+
+    case = Piece("MM", dict(seen.sets), fields)
+    sets = case.sets
+    columns = number(1, seen.channels if by_channel else largest)
+    if out == Out.LOSS:
+        columns = 1
+    sets["A_BASE"], content = place.operand(seen.size)
+    case.memory += content
+    sets |= {
+        "N_P": pixels,
+        "N_Y": seen.pixels[1],
+        "N_X": seen.pixels[2],
+        "N_TY": ky,
+        "N_TX": kx,
+        "N_J": number(1, 99) if by_channel else j,  # without a meaning by channel
+        "N_C": columns,
+        "N_G": number(1, min(pixels, config.acc_depth)),
+        "PAD": number(-127, 127) if chance(0.3) else 0,
+    }
+    if chance(0.1) and pixels > 1 and seen.pixels[0] * seen.pixels[1] > 1:
+        sets["N_P"] = pixels = number(1, pixels)  # the last row or image is not complete
+        sets["N_G"] = min(sets["N_G"], pixels)
+    if chance(0.5):
+        sets["N_G"] = min(pixels, config.acc_depth)
+
+    # The stationary operand; registers that a mode does not read hold anything.
+    sets |= {name: even(number(-99, 99)) for name in ("B_R", "B_TY", "B_TX")}
+    sets["B_BASE"] = isa.make_address(0, even(number(0, 60)))
+    if mode == BMode.GATE:
+        region = isa.split_address(sets["A_BASE"])[0]
+        others = [r for r in range(len(config.regions)) if r != region]
+        sets["B_BASE"] = place.place(seen.size, int(rng.choice(others)))
+        tap = number(0, 15)
+        sets["GATE"] = 15 - tap
+        # What pooling leaves, sometimes with other high bits.
+        plane = 255 - (tap + rng.integers(0, int(rng.choice([1, 2, 4, 16])), seen.size)) % 16
+        if chance(0.2):
+            plane ^= rng.integers(0, 16, seen.size) << 4
+        case.memory.append((sets["B_BASE"], plane.astype(np.uint8).tobytes()))
+    elif mode != BMode.IDENTITY:
+        by_columns = mode == BMode.COLUMNS
+        pitch_b = even(taps if by_columns else columns)
+        if turned:
+            rows_b = pixels
+        elif by_columns:
+            rows_b = columns
+            sets |= {"B_TX": even(j), "B_TY": even(kx * even(j))}
+            pitch_b = even(ky * sets["B_TY"])
+        else:
+            rows_b = taps
+            sets |= {"B_TX": j * pitch_b, "B_TY": kx * j * pitch_b}
+        if not (by_channel and not turned):
+            sets["B_R"] = pitch_b
+        if out == Out.LOSS and by_columns and chance(0.5):
+            sets["B_BASE"] = sets["A_BASE"]
+        else:
+            sets["B_BASE"], content = place.operand(rows_b * pitch_b)
+            case.memory += content
+
+    # The result, perhaps with room between its rows.
     pitch_o = even(columns)
-    first = int(rng.integers(0, 40)) // align * align
-    size_o = first + rows_o * pitch_o
-    if transposed:
-        strides = (taps[1] * taps[2] * pitch_o, taps[2] * pitch_o, pitch_o)
-    else:
-        strides = (oh * ow * pitch_o, ow * pitch_o, pitch_o)
-    sets |= dict(zip(("O_S2", "O_S1", "O_S0"), strides, strict=True))
-    sets["O_OFF"] = first
-    for name in ("O_BASE", *(("O_LO",) if kind in (Out.LOGITS, Out.MASTER, Out.MOMENTUM) else ())):
+    counts = (ky, kx, j) if turned else seen.pixels
+    gaps = [number(1, 2) if chance(0.2) else 1 for _ in range(2)]
+    s0 = gaps[0] * pitch_o
+    s1 = (counts[2] * s0) * gaps[1]
+    first = even(number(0, 39))
+    size_o = first + counts[0] * counts[1] * s1
+    sets |= {"O_OFF": first, "O_S2": counts[1] * s1, "O_S1": s1, "O_S0": s0}
+    if by_channel and turned:
+        sets["O_S0"] = even(number(-99, 99))  # without a meaning
+    planes = [name for name in ("O_BASE", "O_LO") if name == "O_BASE" or out in TWO_PLANES]
+    planes += ["V_HI", "V_LO"] if out == Out.MOMENTUM else []
+    if out in (Out.MEASURE, Out.LOSS):
+        planes = []  # nothing is written
+    for name in planes:
         sets[name] = place.place(size_o)
         case.memory.append((sets[name], _bytes(rng, size_o)))
-    if kind == Out.MOMENTUM:
-        for name in ("V_HI", "V_LO"):
-            sets[name] = place.place(size_o)
-            case.memory.append((sets[name], _bytes(rng, size_o)))
-    mask = kind == Out.INT8 and bool(rng.random() < 0.4)
-    if mask:
-        sets["M_BASE"] = place.place(size_o)
-        if rng.random() < 0.3:
-            sets["M_BASE"] = sets["O_BASE"]
-        case.memory.append((sets["M_BASE"], _bytes(rng, size_o)))
     if bias:
-        for name in ("BIAS", *(("V_BIAS",) if kind == Out.MOMENTUM else ())):
+        for name in ("BIAS", *(("V_BIAS",) if out == Out.MOMENTUM else ())):
             sets[name] = place.place(4 * columns)
             scale = int(rng.choice([8, 16, 24, 30]))
             values = rng.integers(-(2**scale), 2**scale, columns)
-            if rng.random() < 0.1:
+            if chance(0.1):
                 values[:] = 2**31 - 1
             case.memory.append((sets[name], values.astype("<i4").tobytes()))
-    ta, tb, to = (int(v) for v in rng.choice(64, 3, replace=False))
-    sets["EXP"] = isa.pack_tensors(ta, tb, to)
-    sets["SHIFT"] = int(rng.integers(-3, 6))
-    ea, eb = (int(v) for v in rng.integers(-9, -2, 2))
-    near = ea + eb + int(rng.integers(-3, 12))
-    if update:
-        eo = int(rng.integers(-9, 0))
-    else:
-        eo = max(-64, min(63, near))
-    if rng.random() < 0.1:
-        ea, eb, near, eo = (int(v) for v in rng.integers(-64, 64, 4))
-    case.exponents = {
-        ta: (ea, ea, 0),
-        tb: (eb, eb, 0),
-        to: (eo, max(-64, min(63, near)), int(rng.integers(8))),
-    }
-    rounding = 2 if update else 0 if kind == Out.LOGITS else int(rng.integers(3))
-    fields = {
-        "pass": int(rng.integers(4)),
-        "transposed": int(transposed),
-        "b": int(by_columns),
-        "out": int(kind),
-        "round": rounding,
-        "relu": int(kind == Out.INT8 and not transposed and rng.random() < 0.4),
-        "bias": int(bias),
-        "mask": int(mask),
-        "track": int(kind == Out.INT8 and rng.random() < 0.6),
-    }
-    case.fields = fields
-    if kind == Out.LOGITS:
-        if pitch_o == columns and columns <= 256:
+    summed = out in (Out.INT8, Out.MEASURE) and not turned
+    skip = summed and modes.skip and chance(0.4)
+    mask = out == Out.INT8 and chance(0.4)
+    for name, wanted in (("M_BASE", mask), ("S_BASE", skip)):
+        if wanted and "O_BASE" in sets and chance(0.3):
+            sets[name] = sets["O_BASE"]
+        elif wanted:
+            sets[name], content = place.operand(size_o)
+            case.memory += content
+
+    ta, tb, to, ts = (int(v) for v in rng.choice(64, 4, replace=False))
+    if chance(0.2):
+        ts = int(rng.choice([ta, tb, to]))
+    sets["EXP"] = isa.pack_tensors(ta, tb, to, ts)
+    sets["SHIFT"] = number(-3, 5)
+    ea, eb = number(-9, -3), number(-9, -3)
+    if mode in (BMode.IDENTITY, BMode.GATE):
+        eb = number(-4, 2)
+    near = ea + eb + number(-3, 11)
+    eo = number(-9, -1) if update else max(-64, min(63, near))
+    es = ea + eb + number(-10, 10)
+    if chance(0.1):
+        ea, eb, near, eo, es = (number(-64, 63) for _ in range(5))
+    clamped = max(-64, min(63, near))
+    case.exponents = {ts: (max(-64, min(63, es)), number(-64, 63), number(0, 7))}
+    case.exponents |= {ta: (ea, ea, 0), tb: (eb, eb, 0), to: (eo, clamped, number(0, 7))}
+    fields["pass"] = number(0, 3)
+    fields["bias"], fields["mask"] = int(bias), int(mask)
+    fields["relu"] = int(summed and chance(0.4))
+    fields["skip"] = number(1, 2) if skip else int(Skip.NONE)
+    if out == Out.INT8:
+        fields["round"] = number(0, 2)
+        if not turned and modes.scale and chance(0.3 if mode.by_channel else 0.15):
+            fields["scale"] = number(1, 2)
+        else:
+            fields["track"] = int(chance(0.6))
+    if out == Out.LOGITS:
+        if gaps == [1, 1] and pitch_o == columns <= 256:
             place.logits.append((sets["O_BASE"] + first, sets["O_LO"] + first, pixels, columns))
-    else:
+    elif planes:
         place.results.append((sets["O_BASE"], size_o))
     return case
 
@@ -361,7 +519,9 @@ def random_loss(config: Config, rng: np.random.Generator) -> Case:
     return assemble(config, rng, [loss(config, rng, Allocator(config, rng))])
 
 
-def random_sequence(config: Config, rng: np.random.Generator, *, largest: int = 12) -> Case:
+def random_sequence(
+    config: Config, rng: np.random.Generator, *, largest: int = 12, modes: Modes | None = None
+) -> Case:
     """A program of several products and losses that work on each other's results.
 
     Some products are divided into several instructions; STEPs and loops, one inside the other, are
@@ -378,7 +538,7 @@ def random_sequence(config: Config, rng: np.random.Generator, *, largest: int = 
         if rng.random() < 0.25:
             pieces.append(loss(config, rng, place))
             continue
-        piece = product(config, rng, place, largest=largest)
+        piece = product(config, rng, place, largest=largest, modes=modes)
         while piece.sets["N_C"] > 2 and rng.random() < 0.5:
             columns = int(rng.integers(1, piece.sets["N_C"] // 2 + 1)) * config.lane_bytes
             if columns >= piece.sets["N_C"]:

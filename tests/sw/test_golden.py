@@ -50,6 +50,7 @@ from gradiron.golden.arithmetic import (
     wrapped32,
 )
 from gradiron.golden.channels import channel_gradient, channel_sums, gated_sums, pooled
+from support import programs
 
 # --- a naive machine -----------------------------------------------------------------------------
 #
@@ -737,6 +738,72 @@ def test_the_only_class_has_the_probability_one():
     assert device.read_memory(1 << 22, 1) == b"\0"
     assert device.read_exponent(0).exponent == -15
     assert device.read_csr("LOSS") == 0
+
+
+# --- the programs that the hardware is tested with ------------------------------------------------
+
+LAYERS = (
+    Config(rows=4, cols=4, regions=(2048, 2048, 1024), acc_depth=64, program_words=512),
+    Config(rows=4, cols=2, regions=(2048, 2048), acc_depth=32, program_words=512, lane_bytes=2),
+)
+
+
+def run_naive(case: programs.Case, device: GoldenDevice) -> Naive:
+    """What the naive machine makes of a case without loops, which the device has loaded."""
+    config = device.config
+    memory = [
+        bytearray(device.read_memory(config.region_base(r), size))
+        for r, size in enumerate(config.regions)
+    ]
+    entries = [device.read_exponent(t) for t in range(64)]
+    naive = Naive(
+        config,
+        memory,
+        {},
+        [entry.exponent for entry in entries],
+        [(entry.tracker, entry.low) for entry in entries],
+        [device.saturations(t) for t in range(64)],
+        case.seed,
+        case.step,
+        case.rate,
+        loss=device.read_csr("LOSS"),
+    )
+    for word in case.words:
+        meaning = isa.decode(word, config)
+        assert isinstance(meaning, isa.Decoded)
+        if meaning.register is not None:
+            naive.registers[meaning.register.name] = meaning.value
+        elif meaning.name == "MM":
+            naive.mm(meaning.fields)
+    return naive
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("config", LAYERS, ids=["4x4", "4x2-two-byte-lanes"])
+def test_random_layers_equal_the_naive_machine(config: Config, seed: int):
+    done = 0
+    for turn in range(40):
+        try:
+            rng = np.random.default_rng([seed, turn])
+            case = programs.random_product(config, rng, largest=8, modes=programs.EVERYTHING)
+        except programs.NoRoom:
+            continue
+        devices = [GoldenDevice(config, fast=fast) for fast in (True, False)]
+        for device in devices:
+            case.load(device)
+        naive = run_naive(case, devices[0])
+        for device in devices:
+            assert device.run().state == MachineState.HALTED, case.text
+            for r, content in enumerate(naive.memory):
+                got = device.read_memory(config.region_base(r), len(content))
+                assert got == bytes(content), f"region {r} differs\n{case.text}"
+            for t in range(64):
+                assert device.read_exponent(t) == (naive.exponent[t], *naive.tracker[t]), case.text
+                assert device.saturations(t) == naive.saturations[t], case.text
+            assert device.read_csr("LOSS") == naive.loss
+            assert device.machine.largest == naive.largest
+        done += 1
+    assert done > 25
 
 
 # --- larger products: the fast forms against the general ones ------------------------------------
