@@ -85,9 +85,9 @@ def log_mel(signal: Float64, rate: int) -> Float64:
         Samples a second, 8000 at least.
     """
     cut = frames(signal, rate)
-    size = 1 << (cut.shape[1] - 1).bit_length()
-    angles = np.arange(cut.shape[1]) * (2 * np.pi / cut.shape[1])
-    hann: Float64 = 0.5 - 0.5 * np.cos(angles)
+    length: int = cut.shape[1]
+    size = 1 << (length - 1).bit_length()
+    hann = 0.5 - 0.5 * np.cos(np.arange(length) * (2 * np.pi / length))
     spectrum: Any = np.fft.rfft(cut * hann, size)
     power: Float64 = (spectrum.real**2 + spectrum.imag**2) @ mel_bank(rate, size).T
     loudest = float(power.max())

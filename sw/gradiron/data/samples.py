@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, replace
-from math import prod
+from math import ceil, log2, prod
 from typing import Any
 
 import numpy as np
@@ -153,6 +153,36 @@ def to_int8(x: npt.ArrayLike, maximum: float) -> Int8:
             f"samples reach beyond +-{maximum} (or are not numbers); give the largest magnitude"
         )
     return q.astype(np.int8)
+
+
+def quantise(
+    train: npt.NDArray[np.floating[Any]], test: npt.NDArray[np.floating[Any]]
+) -> tuple[Int8, Int8, int]:
+    """Real samples to int8 with the smallest exponent that holds all training samples.
+
+    Test samples beyond what the training samples reach are cut off.
+
+    Returns
+    -------
+    int8 arrays of both, and their exponent
+
+    Raises
+    ------
+    DataError
+        For values that are not numbers.
+    """
+    if not (np.isfinite(train).all() and np.isfinite(test).all()):
+        raise DataError("samples contain values that are not numbers, or infinite; remove them")
+    largest = float(np.abs(train).max()) if train.size else 0.0
+    exponent = 0 if largest == 0 else ceil(log2(largest / 127))
+    if not -64 <= exponent <= 63:
+        raise DataError(f"samples reach {largest:g}; scale them to magnitudes from 2^-57 to 2^69")
+
+    def to_grid(x: npt.NDArray[np.floating[Any]]) -> Int8:
+        q = np.rint(np.ldexp(x.astype(np.float64), -exponent))
+        return np.clip(q, -127, 127).astype(np.int8)
+
+    return to_grid(train), to_grid(test), exponent
 
 
 def check_inputs(x: npt.NDArray[Any], features: int | None = None, what: str = "inputs") -> Int8:
