@@ -59,7 +59,6 @@ def test_a_tone_is_in_the_band_of_its_frequency(rate: int) -> None:
 def test_power_by_the_definition() -> None:
     signal = np.random.default_rng(0).normal(size=8000)
     # Frame 7 by a Fourier sum written out.
-    part = signal[7 * 160 + 0 : 7 * 160 + 240]
     offset = (len(signal) - (48 * 160 + 240)) // 2
     part = signal[offset + 7 * 160 : offset + 7 * 160 + 240]
     n = np.arange(240)

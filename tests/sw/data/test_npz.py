@@ -54,7 +54,7 @@ FOUR = np.array([0, 1, 2, 3])
         ({"x": np.full((4, 3), np.inf), "y": FOUR}, "are not numbers, or infinite"),
         ({"x": np.full((4, 3), 1e30), "y": FOUR}, "samples reach 1e.30; scale them"),
         ({"x": BYTES, "y": FOUR, "t": BYTES[:3]}, r"x \(4, 3\) and t \(3, 3\) must have as many"),
-        ({"x": BYTES, "y": FOUR, "t": FOUR}, "targets have the shape"),
+        ({"x": BYTES, "y": FOUR, "t": FOUR / 2}, "targets have the shape"),
         ({"x": BYTES, "exponent": 64}, "must be an integer from -64 to 63"),
         ({"x": BYTES, "exponent": 0.5}, "must be an integer from -64 to 63"),
         ({"x_train": BYTES, "x_test": BYTES.astype(np.uint8)}, "save both as the same type"),

@@ -102,7 +102,7 @@ def test_labels_in_names_and_their_order(tmp_path: Path) -> None:
             write(tmp_path / f"{label}_{index}.wav", index)
     assert load_wav_folder(tmp_path).names == ("9", "10", "b")
     write(tmp_path / "nolabel.wav")
-    with pytest.raises(DataError, match="nolabel.wav has no label in its name"):
+    with pytest.raises(DataError, match=r"nolabel\.wav has no label in its name"):
         load_wav_folder(tmp_path)
 
 
@@ -114,7 +114,7 @@ def test_bad_folders(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="all wav files have the label 'a'"):
         load_wav_folder(tmp_path)
     write(tmp_path / "b_1.wav", rate=4000)
-    with pytest.raises(DataError, match="b_1.wav has 4000 samples a second; 8000 are needed"):
+    with pytest.raises(DataError, match=r"b_1\.wav has 4000 samples a second; 8000 are needed"):
         load_wav_folder(tmp_path)
 
 
@@ -135,7 +135,7 @@ def test_bad_spoken_digits(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="does not exist; get the Free Spoken Digit Dataset"):
         load_spoken_digits(tmp_path / "nowhere")
     write(tmp_path / "0_ann_0.wav")
-    with pytest.raises(DataError, match="has 1 recordings for testing .* and 0 for training"):
+    with pytest.raises(DataError, match=r"has 1 recordings for testing .* and 0 for training"):
         load_spoken_digits(tmp_path)
     write(tmp_path / "1_ann_x.wav")
     with pytest.raises(DataError, match="is named in another way"):
@@ -147,9 +147,9 @@ def test_the_spoken_digits(data_folder: Path) -> None:
         data = load_spoken_digits(data_folder)
     except DataError as error:
         pytest.skip(str(error))
-    assert (len(data.y_test), data.classes) == (
-        len(set(zip(data.y_test.tolist(), range(200), strict=False))),
-        10,
-    )
-    assert set(np.bincount(data.y_test)) == {len(data.y_test) // 10}
+    # Five recordings of every digit by each speaker.
+    counts = np.bincount(data.y_test)
+    assert data.classes == len(counts) == 10
+    assert len(set(counts.tolist())) == 1
+    assert counts[0] % 5 == 0
     assert data.x_train.shape[1:] == (49, 10, 1)
