@@ -92,7 +92,8 @@ class Build:
     units: tuple[str, ...]
 
 
-def _package_file(name: str) -> str:
+def package_file(name: str) -> str:
+    """A file of this package."""
     return importlib.resources.files("gradiron_sim").joinpath(name).read_text("utf-8")
 
 
@@ -123,7 +124,7 @@ def _design_header(source: Source, config: Config, waves: bool) -> str:
     )
 
 
-def _translate(work: Path, waves: bool) -> str:
+def translate(work: Path, waves: bool = False) -> str:
     """The C++ of the design in "design.il"."""
     passes = f"read_rtlil design.il; {_WAVE_PASSES if waves else _PASSES}"
     for _ in range(_ATTEMPTS):
@@ -148,8 +149,14 @@ def _translate(work: Path, waves: bool) -> str:
     return (work / "design.cc").read_text("utf-8")
 
 
-def _compile(work: Path, source: Source, compiler: toolchain.Compiler, waves: bool) -> Path:
-    """The library of a design whose "design.h" is written."""
+def compile_library(
+    work: Path,
+    source: Source,
+    compiler: toolchain.Compiler,
+    waves: bool = False,
+    driver: str = "cxxrtl_driver.cc",
+) -> Path:
+    """The library of a design whose "design.h" is written, and of the loops around it."""
     command = compiler.command_of(library=not source.fast)
     flags = [*_FLAGS, *compiler.flags, *(_FAST_FLAGS if source.fast else ())]
     # Anything above takes minutes on the text that CXXRTL writes for debugging.
@@ -158,8 +165,8 @@ def _compile(work: Path, source: Source, compiler: toolchain.Compiler, waves: bo
         flags.append(f"-I{toolchain.cxxrtl_include()}")
     (work / "top.h").write_text(f"#pragma once\n{source.header}", "utf-8")
     (work / "main.h").write_text(source.main, "utf-8")
-    (work / "cxxrtl_fast.h").write_text(_package_file("cxxrtl_fast.h"), "utf-8")
-    units = {"driver": _package_file("cxxrtl_driver.cc")}
+    (work / "cxxrtl_fast.h").write_text(package_file("cxxrtl_fast.h"), "utf-8")
+    units = {"driver": package_file(driver)}
     for number, piece in enumerate(source.pieces):
         units[f"piece{number}"] = f'#define CXXRTL_ASSERT(x) ((void)0)\n#include "top.h"\n{piece}'
 
@@ -227,7 +234,7 @@ def build(
     toolchain.yosys_command()
     store = Cache() if cache is None else cache
     inputs = (
-        *(_package_file(name) for name in _INPUTS),
+        *(package_file(name) for name in _INPUTS),
         "\0".join(compiler.command),
         compiler.version,
         repr(sorted(toolchain.tool_versions().items())),
@@ -252,10 +259,10 @@ def build(
     def make(work: Path) -> Path:
         (work / "design.il").write_text(rtlil, "utf-8")
         report(f"translating the {config.array} machine to C++ (a minute at the very first time)")
-        source = arrange(_translate(work, waves), fast=fast and not waves)
+        source = arrange(translate(work, waves), fast=fast and not waves)
         (work / "design.h").write_text(_design_header(source, config, waves), "utf-8")
         report(f"compiling the {config.array} machine with {compiler.origin}")
-        return _compile(work, source, compiler, waves)
+        return compile_library(work, source, compiler, waves)
 
     path, cached = store.get(key, make)
     units = unit_names(machine)

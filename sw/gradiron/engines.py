@@ -1,7 +1,8 @@
 """Devices by name: the golden model, and the simulated machines, which are imported when asked for.
 
 A name is ENGINE or ENGINE:RxC, for example "golden", "golden:4x4", "cxxrtl:8x8" or "pysim:4x4";
-"sim" is another name of "cxxrtl".
+"sim" is another name of "cxxrtl". A board is "serial:PORT" or "serial:PORT@BAUD", for example
+"serial:/dev/ttyUSB0"; "replay:FILE" plays one from recorded traffic.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from gradiron.errors import ConfigError, DeviceError, MissingExtraError
 
 GOLDEN, CXXRTL, PYSIM = "golden", "cxxrtl", "pysim"
 ENGINES = (GOLDEN, CXXRTL, PYSIM)
+SERIAL, REPLAY = "serial", "replay"
 ALIASES = {"sim": CXXRTL}
 DEFAULT_ARRAY = "8x8"
 SIMULATION_EXTRA = "sim"
@@ -67,7 +69,10 @@ def open_engine(engine: str, config: Config, **options: Any) -> Device:
         return simulation_module("cxxrtl").CxxrtlDevice(config, **options)
     if engine == PYSIM:
         return simulation_module("pysim").PysimDevice(config, **options)
-    raise DeviceError(f"no engine is called {engine!r}; there are {', '.join(ENGINES)}")
+    raise DeviceError(
+        f"no engine is called {engine!r}; there are {', '.join(ENGINES)}, and boards at "
+        f"{SERIAL}:PORT"
+    )
 
 
 def open_device(spec: str = GOLDEN, *, config: Config | None = None, **options: Any) -> Device:
@@ -76,11 +81,11 @@ def open_device(spec: str = GOLDEN, *, config: Config | None = None, **options: 
     Parameters
     ----------
     spec : str
-        ENGINE or ENGINE:RxC; the array is 8x8 unless it is given.
+        ENGINE or ENGINE:RxC; the array is 8x8 unless it is given. Or serial:PORT, or replay:FILE.
     config : Config or None
-        The whole machine, instead of the generous one for simulations.
+        The whole machine, instead of the generous one for simulations; a board's is recognised.
     options
-        As in `open_engine`.
+        As in `open_engine`; of boards as in `gradiron.serial_device.open_serial`.
 
     Raises
     ------
@@ -90,6 +95,12 @@ def open_device(spec: str = GOLDEN, *, config: Config | None = None, **options: 
         For an array that cannot exist, or one that is given twice and differs.
     """
     engine, _, array = spec.partition(":")
+    if engine in (SERIAL, REPLAY):
+        from gradiron.serial_device import Replay, open_serial, open_transport
+
+        if engine == SERIAL:
+            return open_serial(array, config=config, **options)
+        return open_transport(Replay(array), config=config, **options)
     if config is None:
         config = simulation_config(array or DEFAULT_ARRAY)
     elif array and array != config.array:

