@@ -110,7 +110,7 @@ class BoardTop(wiring.Component):
     ) -> None:
         self._uart = Uart(divisor=divisor)
         self._top = StreamTop(Core(config, technology=technology) if core is None else core)
-        super().__init__({"rx": In(1, init=1), "tx": Out(1, init=1), "leds": Out(3)})
+        super().__init__({"rx": In(1), "tx": Out(1), "leds": Out(3)})
 
     @property
     def divisor(self) -> int:

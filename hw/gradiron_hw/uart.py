@@ -73,8 +73,8 @@ class Uart(wiring.Component):
         self._divisor = divisor
         super().__init__(
             {
-                "rx": In(1, init=1),
-                "tx": Out(1, init=1),
+                "rx": In(1),
+                "tx": Out(1),
                 "i": In(stream.Signature(8)),
                 "o": Out(stream.Signature(8)),
             }
@@ -89,8 +89,8 @@ class Uart(wiring.Component):
         m = Module()
 
         # --- sending ------------------------------------------------------------------------------
-        # A free-running time: a byte begins with the next tick. Inverted, so that what follows a byte
-        # is zero; the highest one marks the end and never reaches the line.
+        # A free-running time: a byte begins with the next tick. Inverted, so that what follows a
+        # byte is zero; the highest one marks the end and never reaches the line.
         time = Signal(range(self._divisor))
         tick = time == 0
         m.d.sync += time.eq(time - 1)

@@ -43,7 +43,7 @@ SIMULATED_DIVISOR = 4
 
 _ABI = 1
 _INPUTS = ("board.py", "cxxrtl.py", "cxxrtl_source.py", "netlist.py", "cxxrtl_line.cc")
-_CHUNK = 1 << 15
+_CHUNK = 1 << 12
 """Cycles between two looks at the pseudo-terminal."""
 _ROOM = 1 << 16
 

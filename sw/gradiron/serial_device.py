@@ -189,7 +189,7 @@ class Recorder:
         self.name = inner.name
         self._inner = inner
         try:
-            self._file = open(path, "w", encoding="utf-8")  # noqa: SIM115
+            self._file = open(path, "w", encoding="utf-8")
         except OSError as error:
             raise DataError(f"{os.fspath(path)} cannot be written: {error.strerror}") from None
         self._note({"gradiron": "traffic", "link": LINK_VERSION, "carrier": inner.name})
@@ -545,9 +545,7 @@ class SerialDevice(Device):
         waited = pause = 0.0
         number = isa.CSR_BY_NAME["STATUS"].number
         while True:
-            status = unpack_status(
-                int.from_bytes(self.link.read(_SPACE_CSR, number, 1), "little")
-            )
+            status = unpack_status(int.from_bytes(self.link.read(_SPACE_CSR, number, 1), "little"))
             if status.state != MachineState.RUNNING:
                 return
             if timeout is not None and waited >= timeout:

@@ -195,9 +195,7 @@ def checksum(body: bytes) -> bytes:
 
 def encode(body: bytes) -> bytes:
     """A body as a frame: flags, escapes, checksum."""
-    text = (body + checksum(body)).replace(
-        bytes((ESCAPE,)), bytes((ESCAPE, ESCAPE ^ ESCAPE_BIT))
-    )
+    text = (body + checksum(body)).replace(bytes((ESCAPE,)), bytes((ESCAPE, ESCAPE ^ ESCAPE_BIT)))
     text = text.replace(bytes((FLAG,)), bytes((ESCAPE, FLAG ^ ESCAPE_BIT)))
     return bytes((FLAG,)) + text + bytes((FLAG,))
 
