@@ -108,10 +108,10 @@
 #define GRADIRON_REG_N_X 12u                     /* pixels in x of one image (dense layers, LOSS: samples) */
 #define GRADIRON_REG_N_TY 13u                    /* taps in ky */
 #define GRADIRON_REG_N_TX 14u                    /* taps in kx */
-#define GRADIRON_REG_N_J 15u                     /* contiguous bytes per tap */
+#define GRADIRON_REG_N_J 15u                     /* contiguous bytes per tap (by channel: without a meaning) */
 #define GRADIRON_REG_N_C 16u                     /* columns of the result (LOSS: classes) */
 #define GRADIRON_REG_N_G 17u                     /* pixels per group; at most the accumulator depth */
-#define GRADIRON_REG_B_BASE 18u                  /* stationary operand: address of its first element */
+#define GRADIRON_REG_B_BASE 18u                  /* stationary operand: address of its first element (gate: as A_BASE) */
 #define GRADIRON_REG_B_R 19u                     /* stationary operand: bytes per row (b=columns: per column) */
 #define GRADIRON_REG_B_TY 20u                    /* stationary operand: bytes per tap in ky */
 #define GRADIRON_REG_B_TX 21u                    /* stationary operand: bytes per tap in kx */
@@ -144,7 +144,7 @@
 #define GRADIRON_CSR_SEED 7u                     /* seed of the random numbers */
 #define GRADIRON_CSR_STEP 8u                     /* training step, counted by the STEP instruction */
 #define GRADIRON_CSR_RATE 9u                     /* learning rate 2**-k: k, signed 6 bits, added to update shifts */
-#define GRADIRON_CSR_LOSS 10u                    /* loss of the last LOSS with gradient, summed over its batch, 2**-8 bits */
+#define GRADIRON_CSR_LOSS 10u                    /* loss of the last LOSS with gradient, summed over its batch, 2**-8 bits; or the sum of the last MM with `out` = loss */
 #define GRADIRON_CSR_CYCLES 16u                  /* cycles in RUNNING */
 #define GRADIRON_CSR_WAIT_CYCLES 17u             /* cycles in WAITING or PAUSED */
 #define GRADIRON_CSR_CYCLES_FORWARD 18u          /* cycles of MM and LOSS counted as forward */

@@ -67,8 +67,8 @@ A program is a list of 32-bit words in the program memory of the device. The hos
 sets `ENTRY`, and starts it with `CONTROL`; the memory may hold several programs. Words are executed
 one after the other; `LOOP` and `ENDLOOP` repeat a part, nested at most {isa.LOOP_DEPTH} deep. `SET`
 writes *descriptor registers*, which say where operands lie and how large they are; `MM` and `LOSS`
-compute. A start of a program resets the descriptor registers and empties the loop stack; memories,
-exponents and counters stay.
+compute. A start of a program empties the loop stack and clears the register m of the trackers;
+descriptor registers, memories, exponents and counters stay.
 
 An instruction that is illegal, or whose operands lie outside their regions, stops the machine in
 the state ERROR. `STATUS` then names the cause and the program counter; CONTROL.reset leaves the
@@ -91,10 +91,10 @@ an offset must lie inside its region."""
 _EXPONENTS = f"""\
 A tensor is int8 values and one exponent: value = q * 2^E, with E from {numerics.EXPONENT_MIN} to
 {numerics.EXPONENT_MAX}. The exponents stand in a table of {TENSORS} entries; `EXP` names those
-of the operands and of the result. An entry also has the *tracker*: the exponent that the next batch
-of the tensor gets at least, and how often in a row a smaller one would have done. After
-{numerics.HYSTERESIS} times the tracker goes down by one; it goes up at once. The `MM` with `track`
-updates it.
+of the operands, of the result and of a skip tensor. An entry also has the *tracker*: the exponent
+that the next batch of the tensor gets at least, and how often in a row a smaller one would have
+done. After {numerics.HYSTERESIS} times the tracker goes down by one; it goes up at once. The `MM`
+with `track` updates it; `track=fit`, on a measurement, makes it fit that measurement at once.
 """
 _SPACES: dict[isa.Space, str] = {
     isa.Space.CSR: "the control and status registers below, 32 bits each",

@@ -176,7 +176,5 @@ def network(name: str) -> Graph:
     if not colon:
         return NETWORKS[kind](None)
     if not (text.isascii() and text.isdigit()):
-        raise ModelError(
-            f"{text!r}, after {kind}, is not a number of classes, like in ds-cnn:35"
-        )
+        raise ModelError(f"{text!r}, after {kind}, is not a number of classes, like in ds-cnn:35")
     return dataclasses.replace(NETWORKS[kind](int(text)), name=name)

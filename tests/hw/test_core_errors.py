@@ -10,13 +10,13 @@ import pytest
 
 from gradiron.arch import isa
 from gradiron.arch.config import Config
-from gradiron.arch.isa import ErrorCause, Kind, MachineState, Out, Space, make_address
+from gradiron.arch.isa import BMode, ErrorCause, Kind, MachineState, Out, Space, make_address
 from gradiron.device import CONTROL_CLEAR, CONTROL_RESUME, CONTROL_START, Device, Status
 from gradiron.errors import DeviceError, MachineError
 from gradiron_sim.cxxrtl import CxxrtlDevice
 from gradiron_sim.lockstep import Lockstep, run_checked
 from support.machines import FOUR, SINGLE, TWO, golden, name_of, simulated
-from support.programs import Case, complete, random_product, random_sequence
+from support.programs import BUILT, Case, complete, random_product, random_sequence
 
 HALT, STEP, WAIT, ENDLOOP = (isa.encode(name) for name in ("HALT", "STEP", "WAIT", "ENDLOOP"))
 
@@ -28,7 +28,18 @@ SPAN = ROWS * COLUMNS
 
 def places(config: Config) -> dict[str, int]:
     """Where the operands of the product below lie; all in region 1 but the streamed one."""
-    names = ("B_BASE", "O_BASE", "O_LO", "M_BASE", "BIAS", "V_HI", "V_LO", "V_BIAS", "P_BASE")
+    names = (
+        "B_BASE",
+        "O_BASE",
+        "O_LO",
+        "M_BASE",
+        "BIAS",
+        "V_HI",
+        "V_LO",
+        "V_BIAS",
+        "P_BASE",
+        "S_BASE",
+    )
     region = len(config.regions) > 1
     found = {name: make_address(region, 0x40 * (2 * i + 1)) for i, name in enumerate(names)}
     return {"A_BASE": make_address(0, 0x1000), **found}
@@ -218,6 +229,9 @@ def test_halt_in_the_last_word() -> None:
 # --- addresses -----------------------------------------------------------------------------------
 
 UPDATE = {"transposed": 1, "round": 2, "bias": 1}
+POOLED = {"out": Out.POOLED, "b": BMode.IDENTITY, "scale": 1}
+MEASURE = {"out": Out.MEASURE, "track": 2}
+DIAGONAL, IDENTITY, GATE = ({"b": mode} for mode in list(BMode)[2:])
 STREAMS: dict[str, tuple[str, int, dict[str, int], tuple[str, ...]]] = {
     "A": ("A_BASE", 48, {"out": Out.INT8}, ("O_BASE",)),
     "A transposed": ("A_BASE", 48, {"out": Out.INT8, "transposed": 1}, ("O_BASE",)),
@@ -236,6 +250,14 @@ STREAMS: dict[str, tuple[str, int, dict[str, int], tuple[str, ...]]] = {
     "momentum, high plane": ("V_HI", 36, {"out": Out.MOMENTUM, **UPDATE}, ()),
     "momentum, low plane": ("V_LO", 36, {"out": Out.MOMENTUM, **UPDATE}, ()),
     "momentum, bias": ("V_BIAS", 24, {"out": Out.MOMENTUM, **UPDATE}, ()),
+    "skip": ("S_BASE", 48, {"skip": 1}, ("O_BASE",)),
+    "skip of a measurement": ("S_BASE", 48, {**MEASURE, "skip": 2}, ()),
+    "A by channel": ("A_BASE", 48, IDENTITY, ("O_BASE",)),
+    "B diagonal": ("B_BASE", 6, DIAGONAL, ("O_BASE",)),
+    "B diagonal, transposed": ("B_BASE", 48, {**DIAGONAL, "transposed": 1}, ("O_BASE",)),
+    "gate": ("B_BASE", 48, GATE, ("O_BASE",)),
+    "largest values": ("O_BASE", 48, POOLED, ("O_LO",)),
+    "their arguments": ("O_LO", 48, POOLED, ("O_BASE",)),
 }
 MOMENTUM_RESULTS = ("O_BASE", "O_LO", "BIAS", "V_HI", "V_LO", "V_BIAS")
 
@@ -244,7 +266,9 @@ MOMENTUM_RESULTS = ("O_BASE", "O_LO", "BIAS", "V_HI", "V_LO", "V_BIAS")
 @pytest.mark.parametrize("config", MACHINES, ids=name_of)
 def test_addresses_past_the_end(config: Config, stream: str) -> None:
     register, size, fields, results = STREAMS[stream]
-    if fields["out"] == Out.MOMENTUM:
+    if not BUILT.has(fields):
+        pytest.skip("the hardware does not have it")
+    if fields.get("out") == Out.MOMENTUM:
         if not config.momentum:
             pytest.skip("the machine has no momentum")
         results = tuple(name for name in MOMENTUM_RESULTS if name != register)
@@ -257,7 +281,7 @@ def test_addresses_past_the_end(config: Config, stream: str) -> None:
     for device in (reference, subject):
         good.load(device)
     assert run_checked(reference, subject, timeout=20).state == MachineState.HALTED
-    for missing in (config.lane_bytes, size // 2):
+    for missing in (config.lane_bytes, size // 4 * 2):
         sets = product_sets(config, {register: make_address(region, end - size + missing)})
         case = program(config, "MM", sets, **fields)
         pc = len(case.words) - 2
@@ -367,6 +391,12 @@ ODD: list[tuple[str, dict[str, int]]] = [
     ("O_LO", {"out": Out.MASTER, **UPDATE}),
     ("M_BASE", {"mask": 1}),
     ("BIAS", {"bias": 1}),
+    ("S_BASE", {"skip": 1}),
+    ("O_LO", POOLED),
+    ("O_BASE", MEASURE),
+    ("B_BASE", IDENTITY),
+    ("B_R", DIAGONAL),
+    ("B_TX", GATE),
 ]
 
 
@@ -374,6 +404,8 @@ ODD: list[tuple[str, dict[str, int]]] = [
     ("register", "fields"), ODD, ids=[f"{r}{i}" for i, (r, _) in enumerate(ODD)]
 )
 def test_odd_offsets_of_two_byte_lanes(register: str, fields: dict[str, int]) -> None:
+    if not BUILT.has(fields):
+        pytest.skip("the hardware does not have it")
     odd = product_sets(SINGLE, {}).get(register, 0) + 1
     case = program(SINGLE, "MM", product_sets(SINGLE, {register: odd}), **fields)
     fails(case, SINGLE, ErrorCause.MISALIGNED, len(case.words) - 2)
@@ -382,7 +414,10 @@ def test_odd_offsets_of_two_byte_lanes(register: str, fields: dict[str, int]) ->
 
 @pytest.mark.parametrize(
     ("register", "fields"),
-    [("O_LO", {}), ("M_BASE", {}), ("BIAS", {}), ("B_TY", {"transposed": 1}), ("V_HI", {})],
+    [
+        *(("O_LO", {}), ("M_BASE", {}), ("BIAS", {}), ("B_TY", {"transposed": 1}), ("V_HI", {})),
+        *(("S_BASE", {}), ("GATE", {})),
+    ],
 )
 def test_odd_registers_that_are_not_used(register: str, fields: dict[str, int]) -> None:
     odd = product_sets(SINGLE, {}).get(register, 0) + 1
@@ -390,6 +425,61 @@ def test_odd_registers_that_are_not_used(register: str, fields: dict[str, int]) 
     for device in (golden(SINGLE), simulated(SINGLE)):
         case.load(device)
     assert run_checked(golden(SINGLE), simulated(SINGLE)).state == MachineState.HALTED
+
+
+@pytest.mark.parametrize("config", MACHINES, ids=name_of)
+@pytest.mark.parametrize(
+    ("changes", "fields", "cause"),
+    [
+        ({}, GATE, ErrorCause.REGION_CONFLICT),
+        ({"A_BASE": make_address(1, 0x1FFC)}, GATE, ErrorCause.REGION_CONFLICT),
+        ({"N_P": 2, "N_C": 1}, {"out": Out.LOSS}, ErrorCause.OPERAND_RANGE),
+        ({"N_P": 1, "N_C": 2}, {"out": Out.LOSS}, ErrorCause.OPERAND_RANGE),
+        (
+            {"N_C": 300, "B_BASE": make_address(0, 0x1FFE)},
+            {"out": Out.LOSS},
+            ErrorCause.OPERAND_RANGE,
+        ),
+        (
+            {"N_TY": 65, "B_BASE": make_address(0, 0x1FFE)},
+            {**DIAGONAL, "out": Out.INT8_WEIGHTS, "transposed": 1, "round": 2},
+            ErrorCause.ACCUMULATOR_DEPTH,
+        ),
+    ],
+)
+def test_conflicts_and_shapes(
+    config: Config, changes: dict[str, int], fields: dict[str, int], cause: ErrorCause
+) -> None:
+    if not BUILT.has(fields):
+        pytest.skip("the hardware does not have it")
+    sets = product_sets(config, changes)
+    if cause == ErrorCause.REGION_CONFLICT:
+        sets["B_BASE"] = make_address(isa.split_address(sets["A_BASE"])[0], 0)
+    case = program(config, "MM", sets, **fields)
+    fails(case, config, cause, len(case.words) - 2)
+    recovers(config)
+
+
+@pytest.mark.parametrize("config", MACHINES, ids=name_of)
+@pytest.mark.parametrize(
+    ("changes", "fields"),
+    [
+        ({"O_BASE": make_address(1, 0x1FFE)}, MEASURE),
+        ({"O_BASE": make_address(1, 0x1FFE), "N_P": 1, "N_C": 1, "O_OFF": 98}, {"out": Out.LOSS}),
+        ({"B_BASE": make_address(1, 0x1FFE), "B_TX": 98, "N_TX": 2, "A_TX": 0}, IDENTITY),
+        ({"B_BASE": make_address(1, 0x1FFE), "A_HB": 0}, GATE),
+    ],
+)
+def test_bytes_that_are_not_used(
+    config: Config, changes: dict[str, int], fields: dict[str, int]
+) -> None:
+    if not BUILT.has(fields):
+        pytest.skip("the hardware does not have it")
+    reference, subject = golden(config), simulated(config)
+    case = program(config, "MM", product_sets(config, changes), **fields)
+    for device in (reference, subject):
+        case.load(device)
+    assert run_checked(reference, subject, timeout=20).state == MachineState.HALTED
 
 
 def test_loss_at_odd_offsets_of_two_byte_lanes() -> None:

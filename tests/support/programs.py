@@ -97,6 +97,15 @@ class Modes:
     skip: bool = True
     scale: bool = True
 
+    def has(self, fields: dict[str, int]) -> bool:
+        """Whether an MM with these fields, the others being 0, is one of them."""
+        return (
+            fields.get("out", 0) in self.results
+            and fields.get("b", 0) in self.operands
+            and (self.skip or not fields.get("skip"))
+            and (self.scale or fields.get("out") == Out.POOLED or not fields.get("scale"))
+        )
+
 
 EVERYTHING = Modes()
 DENSE = Modes(

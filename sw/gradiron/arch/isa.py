@@ -48,7 +48,8 @@ ERROR_DOC: dict[ErrorCause, str] = {
     ErrorCause.ILLEGAL_OPCODE: "No instruction has this opcode, or no register this number.",
     ErrorCause.ILLEGAL_FIELDS: "A reserved bit is set, a field has an undefined value, or the "
     "combination of fields is one of the illegal ones.",
-    ErrorCause.OPERAND_RANGE: "The operand of a SET or LOOP is outside its range.",
+    ErrorCause.OPERAND_RANGE: "The operand of a SET or LOOP is outside its range; a LOSS has too "
+    "many classes, or an MM with `out` = loss more than one row or column.",
     ErrorCause.ADDRESS_RANGE: "A byte that an instruction needs lies outside its region.",
     ErrorCause.MISALIGNED: "A window starts at an odd offset on a machine with two-byte lanes.",
     ErrorCause.PROGRAM_END: "The program counter ran past the end of the program memory.",
@@ -527,10 +528,19 @@ REGISTERS: tuple[Register, ...] = (
     ),
     Register("N_TY", 13, Kind.COUNT, "taps in ky", limit=255, reset=1),
     Register("N_TX", 14, Kind.COUNT, "taps in kx", limit=255, reset=1),
-    Register("N_J", 15, Kind.COUNT, "contiguous bytes per tap", limit=65535, reset=1),
+    Register(
+        "N_J",
+        15,
+        Kind.COUNT,
+        "contiguous bytes per tap (by channel: without a meaning)",
+        limit=65535,
+        reset=1,
+    ),
     Register("N_C", 16, Kind.COUNT, "columns of the result (LOSS: classes)", limit=65535, reset=1),
     Register("N_G", 17, Kind.COUNT, "pixels per group; at most the accumulator depth", reset=1),
-    Register("B_BASE", 18, _A, "stationary operand: address of its first element"),
+    Register(
+        "B_BASE", 18, _A, "stationary operand: address of its first element (gate: as A_BASE)"
+    ),
     Register("B_R", 19, _S, "stationary operand: bytes per row (b=columns: per column)"),
     Register("B_TY", 20, _S, "stationary operand: bytes per tap in ky"),
     Register("B_TX", 21, _S, "stationary operand: bytes per tap in kx"),
@@ -724,7 +734,11 @@ CSRS: tuple[Csr, ...] = (
     Csr("STEP", 8, True, "training step, counted by the STEP instruction"),
     Csr("RATE", 9, True, "learning rate 2**-k: k, signed 6 bits, added to update shifts"),
     Csr(
-        "LOSS", 10, False, "loss of the last LOSS with gradient, summed over its batch, 2**-8 bits"
+        "LOSS",
+        10,
+        False,
+        "loss of the last LOSS with gradient, summed over its batch, 2**-8 bits; or the sum of the "
+        "last MM with `out` = loss",
     ),
     Csr("CYCLES", 16, False, "cycles in RUNNING"),
     Csr("WAIT_CYCLES", 17, False, "cycles in WAITING or PAUSED"),
