@@ -23,15 +23,22 @@ from gradiron.recompute import Candidate, candidates, recompute
 Costs = Callable[[Schedule, Config], Cost]
 """Makes the cost function of a schedule on a machine: `gradiron.compiler.step_costs`."""
 
-RECOMPUTE, BATCH, FREEZE, INT8 = "recompute", "batch", "freeze", "int8"
+RECOMPUTE, MOMENTUM, BATCH, FREEZE, INT8 = "recompute", "momentum", "batch", "freeze", "int8"
 MEASURES: dict[str, str] = {
     RECOMPUTE: "compute activations twice instead of keeping them; no result changes",
     BATCH: "smaller batches",
+    MOMENTUM: "no momentum",
     FREEZE: "leave layers alone, the first ones first: a sparse update",
     INT8: "int8-only weights in as few layers as possible; long runs lose about two points",
 }
 """What `choose` may do, in the order in which it prefers it."""
 HARMLESS = (RECOMPUTE,)
+ATTEMPTS: tuple[tuple[tuple[str, ...], ...], ...] = (
+    ((BATCH,), (MOMENTUM,), (FREEZE,), (INT8,)),
+    ((BATCH, MOMENTUM), (BATCH, FREEZE), (BATCH, INT8), (FREEZE, INT8)),
+    ((BATCH, FREEZE, INT8),),
+)
+"""Measures that are tried: alone, then, where none of these fits, together (at batch 1)."""
 
 
 @dataclass(frozen=True)
@@ -202,11 +209,12 @@ def choose(
         measures = HARMLESS if found.recomputed else ()
         text = f"{_listed(found.recomputed)} computed twice" if found.recomputed else ""
         return Choice(graph, batch, found, text, measures, _account(found, costs))
-    for option in _options(graph, config, batch, None, again=again):
-        if set(option.measures) <= set(allow):
-            schedule = derive(option.graph, option.batch, lane_bytes=config.lane_bytes)
-            found = _fit(schedule, config, costs, again=again)
-            assert found is not None
+    if TRAIN in schedule.programs:
+        for option in _options(graph, config, batch, None, again=again, allow=allow):
+            smaller = derive(option.graph, option.batch, lane_bytes=config.lane_bytes)
+            found = _fit(smaller, config, costs, again=again)
+            if found is None:
+                continue
             text = option.text
             if found.recomputed:
                 text += f"; {_listed(found.recomputed)} computed twice"
@@ -333,12 +341,6 @@ def _changed(schedule: Schedule, chosen: list[Candidate]) -> Schedule:
 # --- what would fit ------------------------------------------------------------------------------
 
 
-def _try(graph: Graph, config: Config, batch: int, *, again: bool) -> Plan | None:
-    """A plan without a look at cycles."""
-    schedule = derive(graph, batch, lane_bytes=config.lane_bytes)
-    return _fit(schedule, config, None, again=again)
-
-
 def _option(
     text: str,
     found: Plan,
@@ -374,106 +376,123 @@ def _least(count: int, fits: Callable[[int], Plan | None]) -> tuple[int, Plan] |
 
 
 def _options(
-    graph: Graph, config: Config, batch: int, costs: Costs | None, *, again: bool
+    graph: Graph,
+    config: Config,
+    batch: int,
+    costs: Costs | None,
+    *,
+    again: bool,
+    allow: Collection[str] = tuple(MEASURES),
 ) -> Iterator[Option]:
-    """Changes that fit, the mildest first: one at a time, then together at batch 1."""
-    yielded = False
-    if any(layer.momentum for layer in graph.layers):
-        plain = graph.with_options(momentum=())
-        found = _try(plain, config, batch, again=again)
-        if found is not None:
-            yielded = True
-            yield _option("no momentum", found, plain, batch, ("momentum",), costs)
-    smaller = _least(batch - 1, lambda less: _try(graph, config, batch - less, again=again))
-    if smaller is not None:
-        less, found = smaller
-        yielded = True
-        text = f"batch {batch - less} instead of {batch}"
-        yield _option(text, found, graph, batch - less, (BATCH,), costs)
-    for text, measure, change in _layer_options(graph):
-        least = _least(
-            change.count, lambda n, c=change: _try(c.graph(n), config, batch, again=again)
-        )
-        if least is not None:
-            n, found = least
-            yielded = True
-            yield _option(text(change.names(n)), found, change.graph(n), batch, (measure,), costs)
-    if not yielded:
-        for text, changed, measures in _together(graph):
-            found = _try(changed, config, 1, again=again)
-            if found is not None:
-                yield _option(text, found, changed, 1, measures, costs)
+    """Changes that fit, the mildest first: one at a time, or together where that is not enough."""
+    for attempts in ATTEMPTS:
+        enough = False
+        for measures in attempts:
+            if set(measures) <= set(allow):
+                option = _attempt(graph, config, batch, measures, costs, again=again)
+                if option is not None:
+                    enough = True
+                    yield option
+        if enough:
+            return
+
+
+def _attempt(
+    graph: Graph,
+    config: Config,
+    batch: int,
+    measures: tuple[str, ...],
+    costs: Costs | None,
+    *,
+    again: bool,
+) -> Option | None:
+    """The least of these measures that fits; None where even all of them are not enough."""
+
+    def planned(changed: Graph, size: int) -> Plan | None:
+        return _fit(derive(changed, size, lane_bytes=config.lane_bytes), config, None, again=again)
+
+    texts: list[str] = []
+    if MOMENTUM in measures:
+        if not any(layer.momentum and not layer.frozen for layer in graph.layers):
+            return None
+        graph = graph.with_options(momentum=())
+        texts.append("no momentum")
+    if BATCH in measures:
+        if batch == 1:
+            return None
+        if measures == (BATCH,):
+            least = _least(batch - 1, lambda less: planned(graph, batch - less))
+            if least is None:
+                return None
+            size = batch - least[0]
+            text = f"batch {size} instead of {batch}"
+            return _option(text, least[1], graph, size, measures, costs)
+        batch = 1
+        texts.append("batch 1")
+    change = None
+    if FREEZE in measures:
+        change = _freezing(graph)
+        if INT8 in measures:
+            graph = _narrowing(graph).all()
+            texts.append("int8-only weights")
+            change = _freezing(graph)
+    elif INT8 in measures:
+        change = _narrowing(graph)
+    if change is None:
+        found = planned(graph, batch)
+    else:
+        least = _least(len(change.layers), lambda n: planned(change.first(n), batch))
+        if least is None:
+            return None
+        graph, found = change.first(least[0]), least[1]
+        texts.append(change.text(least[0]))
+    if found is None:
+        return None
+    return _option(" and ".join(texts), found, graph, batch, measures, costs)
 
 
 @dataclass(frozen=True)
 class _Change:
-    """A change of the first n of some layers."""
+    """An option that the first n of some layers get."""
 
     layers: tuple[str, ...]
-    count: int
     make: Callable[[tuple[str, ...]], Graph]
+    words: Callable[[str], str]
 
-    def names(self, n: int) -> tuple[str, ...]:
-        return self.layers[:n]
+    def first(self, n: int) -> Graph:
+        return self.make(self.layers[:n])
 
-    def graph(self, n: int) -> Graph:
-        return self.make(self.names(n))
+    def all(self) -> Graph:
+        return self.make(self.layers)
+
+    def text(self, n: int) -> str:
+        word = "layer" if n == 1 else "layers"
+        return self.words(f"{word} {', '.join(self.layers[:n])}")
 
 
-def _layer_options(
-    graph: Graph,
-) -> list[tuple[Callable[[tuple[str, ...]], str], str, _Change]]:
-    trainable = graph.trainable()
+def _freezing(graph: Graph) -> _Change:
+    """Leave layers alone, from the first to the one before the last that learns."""
     frozen = {layer.name for layer in graph.layers if layer.frozen}
-    int8 = {layer.name for layer in graph.layers if layer.int8_weights}
-    momentum = {layer.name for layer in graph.layers if layer.momentum}
-    largest = sorted(
-        (name for name in trainable if name not in int8),
-        key=lambda name: -graph.parameters[name].count,
+    return _Change(
+        graph.trainable()[:-1],
+        lambda names: graph.with_options(frozen=frozen.union(names)),
+        lambda layers: f"{layers} frozen",
     )
 
-    def only_int8(names: tuple[str, ...]) -> Graph:
-        return graph.with_options(int8_weights=int8.union(names), momentum=momentum - set(names))
 
-    def less(names: tuple[str, ...]) -> Graph:
-        return graph.with_options(frozen=frozen.union(names))
-
-    def say_int8(names: tuple[str, ...]) -> str:
-        if len(names) == len(largest):
-            return "int8-only weights in all layers"
-        return f"int8-only weights in {_plural('layer', names)} {', '.join(names)}"
-
-    def say_frozen(names: tuple[str, ...]) -> str:
-        return f"{_plural('layer', names)} {', '.join(names)} frozen"
-
-    return [
-        (say_frozen, FREEZE, _Change(trainable, len(trainable) - 1, less)),
-        (say_int8, INT8, _Change(tuple(largest), len(largest), only_int8)),
-    ]
-
-
-def _plural(word: str, names: Sequence[str]) -> str:
-    return word if len(names) == 1 else word + "s"
-
-
-def _together(graph: Graph) -> list[tuple[str, Graph, tuple[str, ...]]]:
-    """Several changes at once, the last of them the smallest of all."""
-    trainable = graph.trainable()
-    frozen = {layer.name for layer in graph.layers if layer.frozen}
-    last = graph.with_options(frozen=frozen.union(trainable[:-1]), momentum=())
-    return [
-        (
-            "int8-only weights and batch 1",
-            graph.with_options(int8_weights=trainable, momentum=()),
-            (BATCH, INT8),
+def _narrowing(graph: Graph) -> _Change:
+    """Give up the low planes of masters, the largest first; momentum needs them and goes too."""
+    int8 = {layer.name for layer in graph.layers if layer.int8_weights}
+    momentum = {layer.name for layer in graph.layers if layer.momentum}
+    wide = [name for name in graph.trainable() if name not in int8]
+    wide.sort(key=lambda name: -graph.parameters[name].count)
+    return _Change(
+        tuple(wide),
+        lambda names: graph.with_options(
+            int8_weights=int8.union(names), momentum=momentum.difference(names)
         ),
-        (f"all layers but {trainable[-1]} frozen and batch 1", last, (BATCH, FREEZE)),
-        (
-            f"all layers but {trainable[-1]} frozen, int8-only weights and batch 1",
-            last.with_options(int8_weights=trainable),
-            (BATCH, FREEZE, INT8),
-        ),
-    ]
+        lambda layers: f"int8-only weights in {layers}",
+    )
 
 
 def _refusal(
@@ -507,6 +526,11 @@ def _refusal(
     total = sum(kinds.values())
     lines += [f"  {KINDS.get(kind, kind)}: {size} bytes" for kind, size in kinds.items()]
     lines.append(f"  (together {total}; {total - needed} are shared by tensors of different times)")
+    if again and TRAIN in schedule.programs:
+        twice = recompute(schedule, candidates(schedule))
+        if twice is not None and candidates(schedule):
+            least = footprint(twice, align=config.lane_bytes)
+            lines.append(f"  (computing all activations twice it would need {least})")
     limit = max(config.regions)
     lines += [
         f"{tensor.name} alone has {tensor.bytes} bytes, and no region has more than {limit}"
@@ -517,9 +541,8 @@ def _refusal(
     if TRAIN in schedule.programs:
         options = list(_options(graph, config, batch, costs, again=again))
     elif batch > 1:
-        found = _try(graph, config, 1, again=again)
-        if found is not None:
-            options = [_option("batch 1", found, graph, 1, (BATCH,), costs)]
+        option = _attempt(graph, config, batch, (BATCH,), costs, again=again)
+        options = [option] if option is not None else []
     if options:
         lines.append("what would fit, as planned:")
         lines += [f"  {option}" for option in options]
@@ -529,11 +552,14 @@ def _refusal(
         )
         smallest = needed
         if TRAIN in schedule.programs:
-            text, changed, _ = _together(graph)[-1]
+            changed = _freezing(_narrowing(graph.with_options(momentum=())).all()).all()
             least = derive(changed, 1, lane_bytes=config.lane_bytes)
             smallest = footprint(least, align=config.lane_bytes)
             if smallest > available:
-                lines[-1] += f" ({text} would still need {smallest} bytes)"
+                lines[-1] += (
+                    f" (all layers but {graph.trainable()[-1]} frozen, int8-only weights and "
+                    f"batch 1 would still need {smallest} bytes)"
+                )
         lines[-1] += "; use a smaller network or a machine with more memory"
         if min(needed, smallest) <= available:
             lines[-1] += " in larger regions"
