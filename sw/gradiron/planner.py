@@ -288,46 +288,63 @@ def _impossible(schedule: Schedule, config: Config) -> bool:
     return fixed >= config.memory_bytes or bool(conflicts(schedule) and len(config.regions) == 1)
 
 
+def _prices(schedule: Schedule, config: Config, costs: Costs | None) -> dict[Candidate, int]:
+    """What could be computed twice, and the cycles (or products) that each takes."""
+    if costs is None:
+        return {c: sum(1 + step.macs for step in c.steps) for c in candidates(schedule)}
+    cost = costs(schedule, config)
+    regions = dict.fromkeys(schedule.tensors, 0)
+    return {c: sum(cost(step, regions) for step in c.steps) for c in candidates(schedule)}
+
+
+def _need(schedule: Schedule, config: Config) -> tuple[int, int]:
+    """Bytes that no placement can go below, and bytes times steps."""
+    items = buffers(schedule, len(config.regions))
+    area = sum(item.bytes * item.duration for item in items)
+    return peak(items, config.lane_bytes), area
+
+
+def _dropping(
+    schedule: Schedule, config: Config, prices: dict[Candidate, int]
+) -> Iterator[tuple[list[Candidate], int]]:
+    """More and more activations to compute twice, the most bytes for a cycle first; the peak."""
+    left = dict(prices)
+    chosen: list[Candidate] = []
+    before = _need(schedule, config)
+    yield chosen, before[0]
+    while left:
+        rated: list[tuple[tuple[float, float], Candidate, tuple[int, int]]] = []
+        for candidate, cycles in left.items():
+            changed = recompute(schedule, [*chosen, candidate])
+            if changed is not None:
+                after = _need(changed, config)
+                saved = (before[0] - after[0]) / cycles, (before[1] - after[1]) / cycles
+                rated.append((saved, candidate, after))
+        if not rated:
+            return
+        _, best, before = max(rated, key=lambda entry: entry[0])
+        chosen = [*chosen, best]
+        del left[best]
+        yield chosen, before[0]
+
+
 def _drop(
     schedule: Schedule,
     config: Config,
     costs: Costs | None,
     fits: Callable[[Schedule], bool],
 ) -> list[Candidate] | None:
-    """Activations to compute twice: greedily the most bytes for a cycle, then none in vain."""
-
-    def needed(changed: Schedule) -> tuple[int, int]:
-        items = buffers(changed, len(config.regions))
-        area = sum(item.bytes * item.duration for item in items)
-        return peak(items, config.lane_bytes), area
-
-    def price(candidate: Candidate) -> int:
-        if costs is None:
-            return sum(1 + step.macs for step in candidate.steps)
-        cost = costs(schedule, config)
-        regions = dict.fromkeys(schedule.tensors, 0)
-        return sum(cost(step, regions) for step in candidate.steps)
-
-    left = {candidate: price(candidate) for candidate in candidates(schedule)}
-    chosen: list[Candidate] = []
-    before = needed(schedule)
-    while before[0] > config.memory_bytes or not fits(_changed(schedule, chosen)):
-        rated: list[tuple[tuple[float, float], Candidate, tuple[int, int]]] = []
-        for candidate, cycles in left.items():
-            changed = recompute(schedule, [*chosen, candidate])
-            if changed is not None:
-                after = needed(changed)
-                saved = (before[0] - after[0]) / cycles, (before[1] - after[1]) / cycles
-                rated.append((saved, candidate, after))
-        if not rated:
-            return None
-        _, best, before = max(rated, key=lambda entry: entry[0])
-        chosen.append(best)
-        del left[best]
-    for candidate in sorted(chosen, key=price, reverse=True):
+    """Activations to compute twice so that the rest fits, none of them in vain."""
+    prices = _prices(schedule, config, costs)
+    for chosen, need in _dropping(schedule, config, prices):
+        if need <= config.memory_bytes and fits(_changed(schedule, chosen)):
+            break
+    else:
+        return None
+    for candidate in sorted(chosen, key=lambda c: prices[c], reverse=True):
         fewer = [other for other in chosen if other is not candidate]
         changed = _changed(schedule, fewer)
-        if needed(changed)[0] <= config.memory_bytes and fits(changed):
+        if _need(changed, config)[0] <= config.memory_bytes and fits(changed):
             chosen = fewer
     return chosen
 
@@ -527,10 +544,14 @@ def _refusal(
     lines += [f"  {KINDS.get(kind, kind)}: {size} bytes" for kind, size in kinds.items()]
     lines.append(f"  (together {total}; {total - needed} are shared by tensors of different times)")
     if again and TRAIN in schedule.programs:
-        twice = recompute(schedule, candidates(schedule))
-        if twice is not None and candidates(schedule):
-            least = footprint(twice, align=config.lane_bytes)
-            lines.append(f"  (computing all activations twice it would need {least})")
+        prices = _prices(schedule, config, costs)
+        least, twice = min(
+            ((need, chosen) for chosen, need in _dropping(schedule, config, prices)),
+            key=lambda entry: entry[0],
+        )
+        if twice:
+            names = tuple(name for each in twice for name in each.names)
+            lines.append(f"  (computing {_listed(names)} twice it would need {least})")
     limit = max(config.regions)
     lines += [
         f"{tensor.name} alone has {tensor.bytes} bytes, and no region has more than {limit}"

@@ -1,15 +1,20 @@
 """Memory maps: nothing overlaps, everything adds up, and a refusal explains itself."""
 
+import itertools
+import time
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gradiron.arch.config import Config, simulation_config, up5k_config
 from gradiron.arch.isa import split_address
+from gradiron.compiler import step_costs
 from gradiron.errors import PlanError
 from gradiron.graph import INFER, TRAIN, Graph, derive
 from gradiron.networks import mlp, network
-from gradiron.planner import DoesNotFitError, Plan, footprint, lifetimes, plan
+from gradiron.packing import conflicts
+from gradiron.planner import DoesNotFitError, Plan, choose, footprint, lifetimes, plan
 from support.memories import run
 
 
@@ -220,3 +225,102 @@ def test_frozen_network_has_an_inference_plan() -> None:
     assert list(found.schedule.programs) == [INFER]
     assert found.used < 3400
     assert {row["first"] for row in found.table()} >= {"always", "infer 2 loss"}
+
+
+# --- convolutional networks ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "regions"),
+    [
+        ("ds-cnn", (1 << 16, 1 << 16)),
+        ("resnet8", (1 << 17, 1 << 17)),
+        ("resnet8", (1 << 16,) * 4),
+        ("resnet8", (1 << 17, 1 << 16, 1 << 16)),
+        ("cnn", (1 << 14, 1 << 14)),
+        ("ds-residual", (1 << 15, 1 << 15)),
+        ("autoencoder", (1 << 19, 1 << 19)),
+    ],
+)
+def test_networks_train_in_full_in_small_memories(name: str, regions: tuple[int, ...]) -> None:
+    graph = network(name)
+    config = up5k_config().replace(regions=regions, program_words=2048)
+    started = time.monotonic()
+    found = plan(graph, config, 1, costs=step_costs)
+    assert time.monotonic() - started < 30
+    check(found)
+    assert found.recomputed == ()
+    assert found.cycles is not None
+    # Nothing is frozen, and masters have 16 bits.
+    assert graph.trainable() == tuple(graph.parameters)
+    kinds = found.bytes_by_kind()
+    assert kinds["master"] == kinds["weight"] == sum(p.count for p in graph.parameters.values())
+    # The regions cost little against the best that every step could have alone.
+    cost = step_costs(found.schedule, config)
+    best = 0
+    for step in found.schedule.programs[TRAIN]:
+        names = tuple(dict.fromkeys((*step.reads, *step.writes)))
+        best += min(
+            cost(step, dict(zip(names, chosen, strict=True)))
+            for chosen in itertools.product(range(len(regions)), repeat=len(names))
+        )
+    assert found.cycles[TRAIN] <= 1.04 * best
+
+
+def test_a_gate_lies_apart_from_what_it_lets_through() -> None:
+    graph = network("cnn")
+    for regions in ((1 << 14, 1 << 14), (1 << 16, 1 << 14, 1 << 14)):
+        found = plan(graph, Config(regions=regions), 1, costs=step_costs)
+        gates = conflicts(found.schedule)
+        assert gates
+        for pair in gates:
+            assert len({found.placements[name].region for name in pair}) == 2
+    with pytest.raises(DoesNotFitError, match="needs two regions"):
+        plan(graph, Config(regions=(1 << 17,)), 1)
+
+
+def test_pooling_goes_back_in_place() -> None:
+    found = plan(network("ds-cnn"), up5k_config(), 1)
+    assert found.over("pointwise4.gradient") == ("pointwise4.output",)
+
+
+def test_less_memory_by_recomputation_and_more_by_harder_measures() -> None:
+    graph = network("ds-cnn")
+    cycles: list[int] = []
+    for size, again in ((65536, 0), (60 << 10, 1), (56 << 10, 2), (48 << 10, 4)):
+        config = up5k_config().replace(regions=(size, size))
+        found = plan(graph, config, 1, costs=step_costs)
+        check(found)
+        assert len(found.recomputed) == again
+        assert found.cycles is not None
+        cycles.append(found.cycles[TRAIN])
+    assert cycles == sorted(cycles)
+    config = up5k_config().replace(regions=(40 << 10, 40 << 10))
+    with pytest.raises(DoesNotFitError) as info:
+        plan(graph, config, 1, costs=step_costs)
+    assert [option.measures[-1] for option in info.value.options] == ["freeze", "int8"]
+    for option in info.value.options:
+        text = f"{option.text}: {option.bytes} bytes, "
+        assert text in str(info.value)
+        assert f"{option.cycles} cycles a step" in str(info.value)
+        check(plan(option.graph, config, option.batch))
+    choice = choose(graph, config, 1, allow=["recompute", "int8"], costs=step_costs)
+    assert choice.measures == ("recompute", "int8")
+    check(choice.plan)
+    choice = choose(graph, config, 1, allow=["freeze"], costs=step_costs)
+    assert choice.measures == ("freeze",)
+    assert choice.plan.recomputed == ()
+    with pytest.raises(DoesNotFitError):
+        choose(graph, config, 1, allow=["batch"], costs=step_costs)
+
+
+def test_measures_together_where_one_is_not_enough() -> None:
+    graph = network("resnet8")
+    config = up5k_config().replace(regions=(1 << 16, 1 << 16))
+    choice = choose(graph, config, 4, allow=["recompute", "batch", "freeze"], costs=step_costs)
+    assert set(choice.measures) >= {"batch", "freeze"}
+    assert choice.batch == 1
+    assert choice.text.startswith("batch 1 and layers conv, ")
+    check(choice.plan)
+    with pytest.raises(PlanError, match="measure 'luck' is none of recompute, batch"):
+        choose(graph, config, 4, allow=["luck"])

@@ -1,5 +1,6 @@
 """Recomputation: less memory, more cycles, the same bits."""
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -8,12 +9,12 @@ import pytest
 from gradiron.arch.config import Config, simulation_config
 from gradiron.compiler import Program, lower, step_costs
 from gradiron.golden.device import GoldenDevice
-from gradiron.graph import INPUT, TRAIN, Graph, derive
-from gradiron.memory import place
-from gradiron.model import State, initial_state, read_state, write_state
+from gradiron.graph import INPUT, TRAIN, Graph, Schedule, derive
+from gradiron.memory import Placement, Plan, place
+from gradiron.model import LayerParameters, Parameters, State, read_state, write_state
 from gradiron.networks import mlp
-from gradiron.operations import LABELS
-from gradiron.packing import footprint
+from gradiron.operations import LABELS, Layer
+from gradiron.packing import footprint, lifetimes
 from gradiron.planner import DoesNotFitError, choose, plan
 from gradiron.recompute import AGAIN, candidates, recompute
 from support.memories import run
@@ -24,18 +25,24 @@ DEEP = mlp([6, 40, 40, 40, 40, 2])
 def trained(program: Program, graph: Graph, steps: int) -> State:
     """The state after some steps on random samples on the golden model."""
     batch = program.batch
+    schedule = program.schedule
     rng = np.random.default_rng(5)
-    shape = (batch * steps, *graph.input_shape)
-    x: Any = rng.integers(-127, 128, shape).astype(np.int8).reshape(batch * steps, -1)
+    x: Any = rng.integers(-127, 128, (batch * steps, graph.features)).astype(np.int8)
     labels = rng.integers(0, graph.classes, len(x))
-    state = initial_state(graph, 7, x, labels)
+    parameters: Parameters = {}
+    for name, p in schedule.parameters.items():
+        master = rng.integers(-16000, 16001, p.shape.weight).astype(np.int16)
+        bias = rng.integers(-90000, 90001, p.shape.bias).astype(np.int32)
+        parameters[name] = LayerParameters(master, bias, -7)
+    # Far from right, so that trackers move.
+    exponents = dict.fromkeys(schedule.exponents, (-6, -6, 0))
+    exponents |= dict.fromkeys((p.exponent for p in schedule.parameters.values()), (-7, -7, 0))
+    exponents |= {name: (value, 0, 0) for name, value in schedule.constants.items()}
     device = GoldenDevice(program.config)
     device.write_program(program.words)
     device.write_csr("SEED", 3)
     device.write_csr("RATE", 4)
-    write_state(device, program, state)
-    for twin, entry in program.schedule.twins.items():
-        device.write_exponent(program.schedule.exponents[twin], *state.exponents[entry])
+    write_state(device, program, State(parameters, exponents))
     tensor = program.schedule.tensors[INPUT]
     for step in range(steps):
         part = slice(step * batch, (step + 1) * batch)
@@ -69,8 +76,62 @@ def same_bits(graph: Graph, config: Config, batch: int, steps: int) -> None:
             assert state.exponents[name] == entry, name
 
 
-def test_the_same_bits() -> None:
-    same_bits(DEEP, simulation_config("4x4"), 3, 12)
+def everything() -> Graph:
+    """A network with every operation, small."""
+    layers = (
+        Layer("conv", "conv", ("input",), units=6, kernel=(3, 3), relu=True),
+        Layer("pool", "max_pool", ("conv",), kernel=(2, 2)),
+        Layer("depthwise", "depthwise", ("pool",), kernel=(3, 3), relu=True),
+        Layer("inner", "conv", ("depthwise",), units=6, kernel=(3, 3)),
+        Layer("first", "add", ("pool", "inner"), relu=True),
+        Layer("down", "conv", ("first",), units=8, kernel=(3, 3), stride=(2, 2), relu=True),
+        Layer("deep", "conv", ("down",), units=8, kernel=(3, 3)),
+        Layer("project", "conv", ("first",), units=8, stride=(2, 2)),
+        Layer("second", "add", ("project", "deep"), relu=True),
+        Layer("mean", "average_pool", ("second",), kernel=(0, 0)),
+        Layer("flatten", "flatten", ("mean",)),
+        Layer("dense", "dense", ("flatten",), units=4),
+    )
+    return Graph("everything", (12, 12, 2), layers)
+
+
+@pytest.mark.parametrize("graph", [DEEP, everything()], ids=["dense", "everything"])
+def test_the_same_bits(graph: Graph) -> None:
+    same_bits(graph, simulation_config("4x4"), 2, 6)
+
+
+def test_sharing_changes_no_bit() -> None:
+    graph = everything()
+    schedule = derive(graph, 2)
+    wide = simulation_config("4x4")
+    alone = dict(zip(schedule.tensors, _ends(schedule), strict=True))
+    placements = {
+        name: Placement(tensor, 0, alone[name], spans)
+        for (name, tensor), spans in zip(
+            schedule.tensors.items(), lifetimes(schedule).values(), strict=True
+        )
+    }
+    argmax = {n: p for n, p in placements.items() if p.tensor.part == "argmax"}
+    placements |= {name: dataclasses.replace(p, region=1) for name, p in argmax.items()}
+    unshared = lower(Plan(wide, schedule, placements), graph)
+    wanted = trained(unshared, graph, 6)
+    assert trained(unshared, graph, 5).weights_sha256() != wanted.weights_sha256()
+    least = footprint(schedule)
+    for size in (least // 2 + 400, least // 2 + 100):
+        config = simulation_config("4x4", regions=(size - size % 4, size - size % 4))
+        found = plan(graph, config, 2, costs=step_costs)
+        run(found, TRAIN)
+        assert found.recomputed == ()
+        assert [name for name in placements if found.over(name)]
+        state = trained(lower(found, graph), graph, 6)
+        assert state.exponents == wanted.exponents
+        assert state.weights_sha256() == wanted.weights_sha256()
+
+
+def _ends(schedule: Schedule) -> list[int]:
+    """Offsets at which tensors lie one after the other."""
+    sizes = [tensor.bytes for tensor in schedule.tensors.values()]
+    return [sum(sizes[:index]) for index in range(len(sizes))]
 
 
 def test_less_memory() -> None:

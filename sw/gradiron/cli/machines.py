@@ -54,8 +54,12 @@ def _fitted(program: Program, least: int) -> Config:
     # A tensor must be smaller than what the offsets of the largest region can span.
     largest = max(placement.tensor.bytes for placement in program.plan.placements.values())
     sizes[sizes.index(max(sizes))] = max(*sizes, _power_of_two(largest + 1, least))
-    words = _power_of_two(len(program.words), PROGRAM_WORDS)
-    return program.config.replace(regions=tuple(sizes), program_words=words)
+    return program.config.replace(regions=tuple(sizes), program_words=program_words(program))
+
+
+def program_words(program: Program) -> int:
+    """The smallest program memory of a simulated machine that holds a program."""
+    return _power_of_two(len(program.words), PROGRAM_WORDS)
 
 
 def fitted_config(graph: Graph, batch: int, array: str = DEFAULT_ARRAY) -> Config:

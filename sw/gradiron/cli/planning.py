@@ -56,7 +56,10 @@ def add_plan(commands: Any) -> None:
         "--freeze", metavar="LAYERS", default="", help="leave these layers alone, with commas"
     )
     parser.add_argument(
-        "--update", metavar="LAYERS", default="", help="update these layers only, with commas"
+        "--update",
+        metavar="LAYERS",
+        default="",
+        help="update these layers only, with commas; conv2:0-15 for some output channels only",
     )
     parser.add_argument(
         "--int8", metavar="LAYERS", default="", help="int8-only weights in these layers"
@@ -125,11 +128,36 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
+def parse_update(text: str) -> dict[str, tuple[tuple[int, int], ...]]:
+    """Layers, and ranges (first, number) of output channels where only some are meant.
+
+    "conv2:0-15+32-47,dense" is {"conv2": ((0, 16), (32, 16)), "dense": ()}.
+
+    Raises
+    ------
+    ModelError
+        For ranges that are none.
+    """
+    found: dict[str, tuple[tuple[int, int], ...]] = {}
+    for part in _names(text):
+        name, colon, given = part.partition(":")
+        ranges: list[tuple[int, int]] = []
+        for piece in given.split("+") if colon else ():
+            first, _, last = piece.partition("-")
+            if not (first.isascii() and first.isdigit() and last.isascii() and last.isdigit()):
+                raise ModelError(
+                    f"{part!r}: channels are ranges, as in conv2:0-15 or conv2:0-7+16-23"
+                )
+            ranges.append((int(first), int(last) - int(first) + 1))
+        found[name] = tuple(ranges)
+    return found
+
+
 def _wanted(args: argparse.Namespace) -> Graph:
     """The network, with the layers as the options have them."""
     graph = machines.find_graph(args.model)
     frozen = set(_names(args.freeze)) | {x.name for x in graph.layers if x.frozen}
-    update = _names(args.update)
+    update = parse_update(args.update)
     for name in (*frozen, *update, *_names(args.int8)):
         if name not in graph.parameters:
             raise ModelError(
@@ -137,7 +165,9 @@ def _wanted(args: argparse.Namespace) -> Graph:
                 f"{', '.join(graph.parameters)}"
             )
     if update:
-        frozen |= set(graph.parameters) - set(update)
+        frozen = frozen.difference(update).union(set(graph.parameters) - set(update))
+        columns = {x.name: x.columns for x in graph.layers if x.columns}
+        graph = graph.with_options(columns=columns | {n: r for n, r in update.items() if r})
     int8 = {x.name for x in graph.layers if x.int8_weights} | set(_names(args.int8))
     return graph.with_options(frozen=frozen, int8_weights=int8)
 
@@ -192,6 +222,11 @@ def plan(args: argparse.Namespace) -> int:
         config = machines.fitted_config(graph, batch, args.array or DEFAULT_ARRAY)
     choice = choose(graph, config, batch, allow=allow, costs=step_costs)
     program = lower(choice.plan, choice.graph)
+    if args.board == "sim":
+        words = machines.program_words(program)
+        found = dataclasses.replace(choice.plan, config=config.replace(program_words=words))
+        choice = dataclasses.replace(choice, plan=found)
+        program = lower(found, choice.graph)
     _report(args, choice, program)
     return 0
 
