@@ -15,6 +15,7 @@ import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from operator import itemgetter
 from typing import TypeAlias
 
 from gradiron.arch.isa import BMode
@@ -33,6 +34,12 @@ REPAIRS = 400
 """Orders that a search for regions tries: each begins with what found no room before."""
 PASSES = 12
 """Rounds of improvement of the regions; it ends earlier where nothing gets better."""
+KICKS, IN_VAIN = 12, 4
+"""Regions are shaken at most so often, and so often without a gain, to find better ones."""
+SHAKEN = 0.3
+"""Share of the buffers that get another region then, if there is room."""
+EFFORT = 40_000
+"""Moves that are rated, after which regions are shaken no more."""
 IMPOSSIBLE = 1 << 60
 TRAIN_WEIGHT = 16
 """Cycles of the training program count this much more than those of other programs."""
@@ -418,6 +425,17 @@ def lowest(
 Assignment: TypeAlias = dict[Buffer, int]
 
 
+def _from(first: int, count: int) -> list[int]:
+    """All regions, one of them first."""
+    return [first, *(region for region in range(count) if region != first)]
+
+
+def _nothing(chosen: Assignment) -> tuple[()]:
+    """The regions of a step without tensors."""
+    del chosen
+    return ()
+
+
 class _Search:
     """A search for regions: any that fit, then better ones."""
 
@@ -450,7 +468,12 @@ class _Search:
                 for item in involved:
                     self.users[item].append(len(self.steps))
                 self.steps.append((step, involved, weight))
-        self.known: dict[tuple[int, ...], int] = {}
+        self.rated = 0
+        self.current: tuple[Assignment, list[int]] = ({}, [])
+        self.regions_of: list[Callable[[Assignment], object]] = [
+            itemgetter(*involved) if involved else _nothing for _, involved, _ in self.steps
+        ]
+        self.known: list[dict[object, int]] = [{} for _ in self.steps]
         self.packed: dict[tuple[int, frozenset[Buffer]], Offsets | None] = {}
 
     # --- any regions that fit
@@ -484,7 +507,7 @@ class _Search:
         count = len(self.capacities)
 
         def by_preference(item: Buffer) -> list[int]:
-            return [item.preferred, *(r for r in range(count) if r != item.preferred)]
+            return _from(item.preferred, count)
 
         def tightest(item: Buffer) -> list[int]:
             del item
@@ -524,26 +547,37 @@ class _Search:
 
     def step_cost(self, index: int, chosen: Assignment) -> int:
         """Weighted cycles of a step."""
-        assert self.cost is not None
-        step, involved, weight = self.steps[index]
-        key = (index, *(chosen[item] for item in involved))
-        if key not in self.known:
+        regions = self.regions_of[index](chosen)
+        known = self.known[index]
+        if regions not in known:
+            assert self.cost is not None
+            step, involved, weight = self.steps[index]
             where = {name: chosen[item] for item in involved for name in item.names}
-            self.known[key] = weight * self.cost(step, where)
-        return self.known[key]
+            known[regions] = weight * self.cost(step, where)
+        return known[regions]
+
+    def costs(self, chosen: Assignment) -> list[int]:
+        """Weighted cycles of every step; remembered for the assignment asked for last."""
+        if self.current[0] is not chosen:
+            steps = range(len(self.steps))
+            self.current = chosen, [self.step_cost(index, chosen) for index in steps]
+        return self.current[1]
 
     def total(self, chosen: Assignment) -> int:
         """Weighted cycles of all steps."""
-        return sum(self.step_cost(index, chosen) for index in range(len(self.steps)))
+        return sum(self.costs(chosen))
 
     def gain(self, chosen: Assignment, moves: Assignment) -> int:
         """Weighted cycles that moves save; negative where they cost."""
-        for item, region in moves.items():
-            if any({**chosen, **moves}[other] == region for other in self.apart[item]):
-                return -IMPOSSIBLE
-        touched = {index for item in moves for index in self.users[item]}
+        self.rated += 1
         after = chosen | moves
-        return sum(self.step_cost(i, chosen) - self.step_cost(i, after) for i in touched)
+        if any(
+            after[other] == region for item, region in moves.items() for other in self.apart[item]
+        ):
+            return -IMPOSSIBLE
+        before = self.costs(chosen)
+        touched = {index for item in moves for index in self.users[item]}
+        return sum([before[index] - self.step_cost(index, after) for index in touched])
 
     def room(self, chosen: Assignment, moves: Assignment) -> bool:
         """Whether everything fits after moves."""
@@ -587,6 +621,30 @@ class _Search:
             if chosen == before:
                 break
         return chosen
+
+    def shake(self, chosen: Assignment) -> Assignment:
+        """Improve, then move some buffers at random and improve again, as long as it helps."""
+        chance = random.Random(len(self.items))
+        count, vain = len(self.capacities), 0
+        best, least = chosen, self.total(chosen)
+        order = _orders(self.items)[0]
+        for _ in range(KICKS):
+            if vain == IN_VAIN or self.rated > EFFORT:
+                break
+            wish = {
+                item: chance.randrange(count) if chance.random() < SHAKEN else best[item]
+                for item in self.items
+            }
+            shaken = self.spread(order, lambda item, w=wish: _from(w[item], count), best=False)
+            if isinstance(shaken, Buffer):
+                vain += 1
+                continue
+            kicked = self.improve(shaken)
+            cost = self.total(kicked)
+            vain = 0 if cost < least else vain + 1
+            if cost < least:
+                best, least = kicked, cost
+        return best
 
     def take(self, chosen: Assignment, moves: Iterable[Assignment]) -> Assignment:
         """The best of some moves for which there is room, if it saves cycles."""
@@ -645,7 +703,7 @@ def assign(
             if start in tried or search.offsets(start) is None:
                 continue
             tried.append(start)
-            chosen = start if cost is None else search.improve(start)
+            chosen = start if cost is None else search.shake(search.improve(start))
             offsets = search.offsets(chosen)
             assert offsets is not None
             total = 0 if cost is None else search.total(chosen)

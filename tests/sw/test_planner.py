@@ -264,7 +264,7 @@ def test_networks_train_in_full_in_small_memories(name: str, regions: tuple[int,
             cost(step, dict(zip(names, chosen, strict=True)))
             for chosen in itertools.product(range(len(regions)), repeat=len(names))
         )
-    assert found.cycles[TRAIN] <= 1.04 * best
+    assert found.cycles[TRAIN] <= 1.06 * best
 
 
 def test_a_gate_lies_apart_from_what_it_lets_through() -> None:
