@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
 import pytest
 
 from gradiron.arch.config import simulation_config
+from gradiron.cli.report import torch_outputs
 from gradiron.compiler import compile_graph
 from gradiron.data import Dataset, batches, load_digits
 from gradiron.errors import DataError
@@ -137,6 +139,84 @@ def test_divergence_is_reported_without_a_warning() -> None:
     history = twin.fit(data, Settings(6, 4, -20))
     assert history.diverged
     assert all(isinstance(loss, int) for loss in history.losses)
+
+
+BRANCHED = Graph(
+    "branched",
+    (9, 8, 3),
+    (
+        Layer("conv1", "conv", (INPUT,), 6, kernel=(5, 3), stride=(2, 2), relu=True),
+        Layer("depthwise", "depthwise", ("conv1",), kernel=(3, 3), relu=True),
+        Layer("pointwise", "conv", ("depthwise",), 6),
+        Layer("add1", "add", ("pointwise", "conv1"), relu=True),
+        Layer("wide", "conv", ("add1",), 6, kernel=(3, 3)),
+        Layer("project", "conv", ("add1",), 6),
+        Layer("add2", "add", ("wide", "project"), relu=True),
+        Layer("max", "max_pool", ("add2",), kernel=(2, 2)),
+        Layer("average", "average_pool", ("max",), kernel=(0, 0)),
+        Layer("flatten", "flatten", ("average",)),
+        Layer("dense", "dense", ("flatten",), 4),
+    ),
+)
+"""Every operation, values with several consumers, a projection."""
+
+
+def images(count: int = 6) -> tuple[Any, Any]:
+    rng = np.random.default_rng(0)
+    x = rng.integers(-127, 128, (count, BRANCHED.features)).astype(np.int8)
+    return x, rng.integers(0, 4, count)
+
+
+def test_gradients_of_a_branched_network_are_those_of_pytorch() -> None:
+    torch = pytest.importorskip("torch")
+    x, y = images()
+    parameters = initial_parameters(BRANCHED, 3)
+    twin = FloatTwin(BRANCHED, parameters)
+    tensors = {
+        name: tuple(
+            torch.tensor(np.asarray(v, np.float32), requires_grad=True)
+            for v in (p.weight(), p.real_bias())
+        )
+        for name, p in parameters.items()
+    }
+    real = torch.tensor(np.ldexp(x.astype(np.float32), -7)).reshape(-1, *BRANCHED.input_shape)
+    outputs = torch_outputs(BRANCHED, tensors, real)
+    np.testing.assert_allclose(twin.outputs(x), outputs.detach().numpy(), atol=1e-5)
+    torch.nn.functional.cross_entropy(outputs, torch.tensor(y)).backward()
+    for name, found in twin.gradients(x, y)[1].items():
+        for mine, tensor in zip(found, tensors[name], strict=True):
+            np.testing.assert_allclose(mine, tensor.grad.numpy(), atol=1e-5)
+            assert np.abs(mine).max() > 1e-4
+
+
+def values(graph: Graph, target: str = INPUT) -> Graph:
+    return dataclasses.replace(graph, loss="squared_error", target=target)
+
+
+def test_squared_error_and_its_gradient() -> None:
+    graph = values(mlp([6, 4, 6]))
+    twin = double(FloatTwin(graph, initial_parameters(graph, 1)))
+    x, _ = samples()
+    real = x / 128
+    losses, gradients = twin.gradients(x, x)
+    difference = twin.outputs(x) - real
+    np.testing.assert_allclose(losses, (difference**2).sum(axis=1) / 2, rtol=1e-6)
+    hidden = np.maximum(real @ twin.weights["dense1"] + twin.biases["dense1"], 0)
+    np.testing.assert_allclose(gradients["dense2"][0], hidden.T @ difference / 8, atol=1e-6)
+    assert twin.evaluate(x, x) == pytest.approx((difference**2).mean(), rel=1e-5)
+
+
+def test_targets_have_their_own_exponent() -> None:
+    graph = values(mlp([6, 3]), "target")
+    x, _ = samples(16)
+    target = np.rint(x[:, :3] / 2).astype(np.int8)
+    data = Dataset("own", x, np.zeros(16, int), x, np.zeros(16, int), 1, -7, (), target, target, -6)
+    twin = FloatTwin(graph, initial_parameters(graph, 0), target_exponent=-6)
+    history = twin.fit(data, Settings(300, 4, 3))
+    # The target is the first three inputs, up to its rounding.
+    assert history.error < 1e-4
+    assert np.isnan(history.accuracy)
+    np.testing.assert_allclose(twin.weights["dense1"], np.eye(6, 3), atol=0.05)
 
 
 def test_accelerator_and_twin_agree_on_digits() -> None:

@@ -17,8 +17,9 @@ from gradiron.checkpoint import load_checkpoint, save_checkpoint
 from gradiron.compiler import compile_graph
 from gradiron.data import Dataset, load_digits
 from gradiron.errors import DataError, DeviceError, MachineError, ModelError
+from gradiron.float_twin import FloatTwin
 from gradiron.golden import GoldenDevice
-from gradiron.graph import Graph
+from gradiron.graph import INPUT, Graph
 from gradiron.model import (
     calibrate,
     compare_devices,
@@ -30,6 +31,7 @@ from gradiron.model import (
     write_state,
 )
 from gradiron.networks import mlp, network
+from gradiron.operations import Layer
 from gradiron.progress import EpochRecord, NoProgress, PlainProgress, make_progress
 from gradiron.train import (
     Settings,
@@ -170,6 +172,48 @@ def test_calibration_gives_what_the_trackers_ask_for() -> None:
     assert not any(t.saturations().values())
 
 
+BRANCHED = Graph(
+    "branched",
+    (9, 8, 3),
+    (
+        Layer("conv1", "conv", (INPUT,), 6, kernel=(5, 3), stride=(2, 2), relu=True),
+        Layer("depthwise", "depthwise", ("conv1",), kernel=(3, 3), relu=True),
+        Layer("pointwise", "conv", ("depthwise",), 6),
+        Layer("add1", "add", ("pointwise", "conv1"), relu=True),
+        Layer("wide", "conv", ("add1",), 6, kernel=(3, 3)),
+        Layer("project", "conv", ("add1",), 6),
+        Layer("add2", "add", ("wide", "project"), relu=True),
+        Layer("max", "max_pool", ("add2",), kernel=(2, 2)),
+        Layer("average", "average_pool", ("max",), kernel=(0, 0)),
+        Layer("flatten", "flatten", ("average",)),
+        Layer("dense", "dense", ("flatten",), 4),
+    ),
+)
+"""Every operation, values with several consumers, a projection."""
+ROOMY = simulation_config("4x4")
+
+
+def squared(graph: Graph, target: str = INPUT) -> Graph:
+    return dataclasses.replace(graph, loss="squared_error", target=target)
+
+
+@pytest.mark.parametrize("graph", [BRANCHED, squared(mlp([17, 5, 17]))], ids=str)
+def test_calibration_of_branches_and_of_squared_errors(graph: Graph) -> None:
+    data = blobs(graph, 128)
+    y = data.y_train[:64] if graph is BRANCHED else data.x_train[:64]
+    state = initial_state(graph, 0, data.x_train, y)
+    program = compile_graph(graph, ROOMY, 64)
+    schedule = program.schedule
+    assert state.exponents.keys() == schedule.exponents.keys() - schedule.constants.keys()
+    t = Trainer(GoldenDevice(ROOMY), program, state)
+    t.set_rate(31)
+    t.step(data.x_train[:64], y)
+    after = t.state()
+    for name, entry in state.exponents.items():
+        # Gradients are rounded at random, and one may be at the edge of a power of two.
+        assert abs(after.exponents[name][1] - entry[1]) <= (".gradient" in name), name
+
+
 def test_calibration_of_silence() -> None:
     p = initial_parameters(GRAPH, 0)
     found = calibrate(GRAPH, p, np.zeros((2, 17), np.int8), np.zeros(2, np.int64))
@@ -264,6 +308,92 @@ def test_digits_reach_their_accuracy() -> None:
     assert not any(record.note for record in history.epochs)
 
 
+def test_a_branched_network_learns_as_in_float32() -> None:
+    data = blobs(BRANCHED, 512)
+    settings = Settings(6, 8, 5, (4,), 1)
+    t = new_trainer(GoldenDevice(ROOMY), compile_graph(BRANCHED, ROOMY, 8), data, settings)
+    history = t.fit(data, settings)
+    twin = FloatTwin(BRANCHED, initial_parameters(BRANCHED, 1)).fit(data, settings)
+    assert history.accuracy >= 0.9
+    assert abs(history.epochs[-1].loss - twin.epochs[-1].loss) < 0.1
+    first = slice(0, 20)
+    np.testing.assert_allclose(history.losses[first], twin.losses[first], rtol=0.15)
+
+
+def test_an_auto_encoder_learns_as_in_float32() -> None:
+    graph = squared(mlp([17, 5, 17]))
+    data = dataclasses.replace(blobs(graph, 512), classes=1)
+    settings = Settings(8, 4, 6, (6,), 2)
+    program = compile_graph(graph, CONFIG, 4)
+    t = new_trainer(GoldenDevice(CONFIG), program, data, settings)
+    begin = t.evaluate(data.x_test, data.x_test)
+    history = t.fit(data, settings)
+    twin = FloatTwin(graph, initial_parameters(graph, 2)).fit(data, settings)
+    assert np.isnan(history.accuracy)
+    assert history.error < begin / 2
+    assert history.error == pytest.approx(twin.error, rel=0.1)
+    np.testing.assert_allclose(history.losses[:20], twin.losses[:20], rtol=0.1)
+    # Outputs have the exponent of the targets; samples beyond the last batch come too.
+    y = t.infer(data.x_test[:7])
+    assert y.shape == (7, 17)
+    np.testing.assert_array_equal(y * 128, np.rint(y * 128))
+    assert np.mean((y - data.x_test[:7] / 128) ** 2) < begin
+    with pytest.raises(DataError, match="gives values, no classes; call infer"):
+        t.predict(data.x_test)
+    assert compare_histories(history, history) == []
+    other = dataclasses.replace(history, epochs=[dataclasses.replace(e) for e in history.epochs])
+    other.epochs[0].error = 1.0
+    assert "squared errors after epoch 1" in compare_histories(history, other)[0]
+
+
+def test_targets_of_their_own() -> None:
+    graph = squared(mlp([17, 3]), "target")
+    data = blobs(graph, 256)
+    target = data.x_train[:, :3] // 2
+    data = dataclasses.replace(
+        data, classes=1, t_train=target, t_test=data.x_test[:, :3] // 2, target_exponent=-5
+    )
+    settings = Settings(20, 4, 6, (15,))
+    t = new_trainer(GoldenDevice(CONFIG), compile_graph(graph, CONFIG, 4), data, settings)
+    history = t.fit(data, settings)
+    scale = np.mean((data.x_test[:, :3] // 2 * 2.0**-5) ** 2)
+    assert history.error < 0.15 * scale
+    parameters = initial_parameters(graph, 0)
+    twin = FloatTwin(graph, parameters, target_exponent=-5).fit(data, settings)
+    assert history.error == pytest.approx(twin.error, rel=0.1)
+    with pytest.raises(DataError, match=r"has no targets, and .* learns values"):
+        t.fit(dataclasses.replace(data, t_train=None), settings)
+    with pytest.raises(DataError, match="targets have 17 values per sample, the network takes 3"):
+        t.step(data.x_train[:4], data.x_train[:4])
+    with pytest.raises(DataError, match="targets are 3, for 4 samples"):
+        t.step(data.x_train[:4], target[:3])
+
+
+def test_classes_must_fit() -> None:
+    t, data = trainer()
+    with pytest.raises(DataError, match="gives classes, no values; call predict"):
+        t.infer(data.x_test)
+    with pytest.raises(DataError, match="blobs has no labels"):
+        t.fit(dataclasses.replace(data, classes=1), SETTINGS)
+    with pytest.raises(DataError, match=r"labels up to 4 and the network .* 3 outputs; take one"):
+        t.fit(dataclasses.replace(data, classes=5), SETTINGS)
+
+
+def test_an_auto_encoder_goes_on_where_it_was_interrupted(tmp_path: Path) -> None:
+    graph = squared(mlp([17, 5, 17]))
+    data = blobs(graph, 128)
+    settings = Settings(3, 4, 6)
+    program = compile_graph(graph, CONFIG, 4)
+    whole = new_trainer(GoldenDevice(CONFIG), program, data, settings)
+    history = whole.fit(data, settings)
+    path = tmp_path / "c"
+    short = new_trainer(GoldenDevice(CONFIG), program, data, settings)
+    short.fit(data, dataclasses.replace(settings, epochs=1), checkpoint=path)
+    again = resume(path, GoldenDevice(CONFIG), program, data, settings)
+    assert compare_histories(again.fit(data, settings), history) == []
+    assert again.state_hash() == whole.state_hash()
+
+
 def test_options_train_too() -> None:
     for options in ({"momentum": ["dense1", "dense2"]}, {"int8_weights": ["dense1", "dense2"]}):
         graph = GRAPH.with_options(**options)
@@ -355,10 +485,6 @@ def test_divergence_is_reported() -> None:
     assert any(record.saturation for record in history.epochs)
 
 
-def replaced_loss(graph: Graph, target: str = "input") -> Graph:
-    return dataclasses.replace(graph, loss="squared_error", target=target)
-
-
 def test_diagnosis() -> None:
     record = EpochRecord(0, 8, 3, 1.0, 0.5)
     assert diagnose(record, network("digits"), [3.0, 2.0, 1.0]) == ""
@@ -370,7 +496,7 @@ def test_diagnosis() -> None:
     record.saturation = {"dense1.output": 0.25}
     assert "25.0% of dense1.output saturate" in diagnose(record, network("digits"), [1.0])
     # A squared error has nothing to be guessed: it may not rise.
-    values = replaced_loss(mlp([6, 4, 6]))
+    values = squared(mlp([6, 4, 6]))
     assert "has risen from 1 to 5" in diagnose(EpochRecord(0, 8, 3, 1.0, 0.5), values, [1, 1, 5])
     assert diagnose(EpochRecord(0, 8, 3, 1.0, 0.5), values, [9, 3, 5]) == ""
 
