@@ -6,13 +6,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gradiron.arch.config import Config, simulation_config
-from gradiron.compiler import Program, lower, step_costs
+from gradiron.arch.config import Config, simulation_config, up5k_config
+from gradiron.compiler import Program, compile_graph, lower, step_costs
 from gradiron.golden.device import GoldenDevice
 from gradiron.graph import INPUT, TRAIN, Graph, Schedule, derive
 from gradiron.memory import Placement, Plan, place
 from gradiron.model import LayerParameters, Parameters, State, read_state, write_state
-from gradiron.networks import mlp
+from gradiron.networks import mlp, network
 from gradiron.operations import LABELS, Layer
 from gradiron.packing import footprint, lifetimes
 from gradiron.planner import DoesNotFitError, choose, plan
@@ -126,6 +126,23 @@ def test_sharing_changes_no_bit() -> None:
         state = trained(lower(found, graph), graph, 6)
         assert state.exponents == wanted.exponents
         assert state.weights_sha256() == wanted.weights_sha256()
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "again"),
+    [("ds-cnn", 1 << 16, 0), ("ds-cnn", 48 << 10, 4), ("resnet8", 1 << 17, 0)],
+)
+def test_networks_train_to_the_same_bits_in_small_memories(
+    name: str, size: int, again: int
+) -> None:
+    graph = network(name)
+    small = compile_graph(graph, up5k_config().replace(regions=(size, size)), 1)
+    assert len(small.plan.recomputed) == again
+    wide = simulation_config("16x16", regions=(1 << 20,) * 3)
+    state, wanted = trained(small, graph, 2), trained(compile_graph(graph, wide, 1), graph, 2)
+    assert state.weights_sha256() == wanted.weights_sha256()
+    for entry, value in wanted.exponents.items():
+        assert state.exponents[entry] == value, entry
 
 
 def _ends(schedule: Schedule) -> list[int]:

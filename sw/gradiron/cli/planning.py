@@ -266,7 +266,8 @@ def _report(args: argparse.Namespace, choice: Choice, program: Program) -> None:
     write_json(args.json, result)
     title = f"{graph} at batch {batch} on {args.board}, {program.config.array}"
     if args.plot is not None:
-        plot_map(args.plot, title, found)
+        where = f"{graph.name} at batch {batch} on {args.board}, {program.config.array}"
+        plot_map(args.plot, where, found)
     print_table(
         title,
         ("tensor", "kind", "region", "offset", "bytes", "first use", "last use", "in place of"),
