@@ -13,6 +13,8 @@ from amaranth.lib.wiring import In, Out
 from gradiron.arch.config import REGION_SHIFT, Config
 from gradiron.arch.isa import (
     INSTRUCTIONS,
+    LOSS,
+    MM,
     OPCODE_SHIFT,
     REGISTERS,
     RULES,
@@ -33,6 +35,7 @@ class Decoder(wiring.Component):
     word : In(32)
     is_set : the word is a legal SET; `set_number` and the operand say of what
     is_<name> : the word is that instruction, and legal
+    of_loss : the word is a LOSS, legal or not, and no MM
     error : ErrorCause, 0 if the word is legal
     """
 
@@ -42,7 +45,8 @@ class Decoder(wiring.Component):
             {
                 "word": In(32),
                 "is_set": Out(1),
-                "error": Out(8),
+                "of_loss": Out(1),
+                "error": Out(range(max(ErrorCause) + 1)),
                 **{f"is_{i.name.lower()}": Out(1) for i in INSTRUCTIONS},
             }
         )
@@ -113,6 +117,9 @@ class Decoder(wiring.Component):
                     m.d.comb += self.error.eq(rule.cause)
             with m.Else():
                 m.d.comb += flag.eq(1)
+
+        m.d.comb += self.of_loss.eq(opcode[0])
+        assert LOSS.opcode & 1 == 1 and MM.opcode & 1 == 0
 
         legal = {register.name: self._in_range(m, register, operand) for register in REGISTERS}
         with m.Switch(opcode):

@@ -9,6 +9,8 @@ from gradiron.arch import isa
 from gradiron.arch.config import Config
 from gradiron.arch.isa import Out
 from gradiron.arch.timing import (
+    COUNT_STEP_CYCLES,
+    ENDLOOP_CYCLES,
     HAZARD,
     LOSS_LOG_CYCLES,
     POST_CYCLES,
@@ -232,6 +234,10 @@ class CycleReport:
     busy: int
 
 
+_CONTROL_CYCLES = {"ENDLOOP": ENDLOOP_CYCLES, "STEP": COUNT_STEP_CYCLES}
+"""Of the instructions that take more than one."""
+
+
 def instruction_cycles(
     config: Config, decoded: isa.Decoded, registers: Mapping[str, int]
 ) -> tuple[int, int]:
@@ -249,8 +255,8 @@ def instruction_cycles(
                 config,
             )
             return 1 + (PREPARE_CYCLES - 1) + 1 + running + (POST_CYCLES - 1), 0
-        case _:
-            return 1, 0
+        case name:
+            return _CONTROL_CYCLES.get(name, 1), 0
 
 
 def program_cycles(words: Sequence[int], config: Config, entry: int = 0) -> CycleReport:
@@ -290,7 +296,7 @@ def program_cycles(words: Sequence[int], config: Config, entry: int = 0) -> Cycl
                 known[key] = instruction_cycles(config, decoded, registers)
             cycles, busy = known[key]
         else:
-            cycles, busy = 1, 0
+            cycles, busy = instruction_cycles(config, decoded, registers)
             if decoded.name == "SET" and decoded.register is not None:
                 registers[decoded.register.name] = decoded.value
             elif decoded.name == "LOOP":
@@ -319,9 +325,9 @@ CYCLES_DOC: dict[str, str] = {
     "SET": "1",
     "HALT": "1",
     "LOOP": "1",
-    "ENDLOOP": "1",
+    "ENDLOOP": f"{ENDLOOP_CYCLES}",
     "WAIT": "1, one more to fetch after the resume, and what the host takes (counted apart)",
-    "STEP": "1",
+    "STEP": f"{COUNT_STEP_CYCLES}",
     "LOSS": f"{1 + PREPARE_CYCLES + POST_CYCLES - 1} plus `gradiron.cycles.loss_cycles(N_X, N_C, "
     "grad, predict)`: about 22 per element with two quotient bits per cycle, 30 with one",
     "MM": "the advances of the streamed side, plus (e - 1) per finished row for a window of e "

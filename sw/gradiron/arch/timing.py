@@ -57,10 +57,14 @@ def chore_cycles(name: str, groups: int) -> int:
     return sum(step_cycles(kind, groups) for kind in CHORE_STEPS[name])
 
 
-PREPARE_CYCLES = 6
+PREPARE_CYCLES = 25
 """Before an MM or LOSS: exponents are read, shift amounts and the random key computed."""
-POST_CYCLES = 3
+POST_CYCLES = 9
 """After an MM or LOSS: saturations are counted, the exponent and its tracker written."""
+COUNT_STEP_CYCLES = 4
+"""Of STEP: the training step is a word of a memory."""
+ENDLOOP_CYCLES = 2
+"""Of ENDLOOP: the innermost loop is a word of a memory."""
 
 LOSS_QUOTIENT_BITS = 16
 LOSS_LOG_CYCLES = 13
