@@ -78,12 +78,12 @@ class Store(IntEnum):
     """What is written to the word requested in the step before."""
 
     NOTHING = 0
-    SCRATCH = 1
-    """The exponent register to byte 0."""
-    EXPONENT = 2
-    """The same, where the instruction gives its result an exponent."""
-    SATURATIONS = 3
+    EXPONENT = 1
+    """The exponent register to byte 0, where the instruction gives its result an exponent."""
+    SATURATIONS = 2
     """The sum with the instruction's count."""
+    FILL = 3
+    """All ones, where that sum had a carry."""
     TRACKER = 4
     """The tracker's update to bytes 1 and 2."""
     LOSS = 5
@@ -184,7 +184,7 @@ PREPARE: list[Step] = _sequence(
     Step(where=Where.RESULT, source=Source.TRACKER, one=True),  # tracker - acc: only its sign
     Step(WORDS["HEAD"], Where.HEAD, Source.TRACKER, True, False, Invert.YES, Load.RAISED),
     Step(WORDS["SCRATCH"], zero=True, invert=Invert.YES, load=Load.HEAD),  # ~v
-    Step(where=Where.A, store=Store.SCRATCH, clamp=True),
+    Step(where=Where.A, store=Store.EXPONENT, clamp=True),
     Step(where=Where.B, clamp=True, load=Load.ALWAYS),  # ea + ~v
     Step(_RATE, invert=Invert.YES, load=Load.ALWAYS),  # v - acc
     Step(CSR_BY_NAME["SEED"].number, load=Load.UPDATE),  # + RATE
@@ -206,12 +206,25 @@ PREPARE: list[Step] = _sequence(
 )
 POST: list[Step] = _sequence(
     Step(where=Where.SATURATIONS),
-    Step(where=Where.RESULT, store=Store.SATURATIONS, source=Source.OUTCOME, invert=Invert.YES,
-         load=Load.ALWAYS),  # ~ what the largest magnitude needs
-    Step(WORDS["SCRATCH"], store=Store.TRACKER, clamp=True, one=True, source=Source.TRACKER),
+    Step(
+        where=Where.RESULT,
+        source=Source.OUTCOME,
+        invert=Invert.YES,
+        load=Load.ALWAYS,
+        store=Store.SATURATIONS,
+    ),  # ~ what the largest magnitude needs
+    Step(where=Where.SATURATIONS, source=Source.TRACKER, one=True, clamp=True, store=Store.TRACKER),
+    Step(WORDS["SCRATCH"], store=Store.FILL),
     Step(CSR_BY_NAME["LOSS"].number, zero=True, invert=Invert.YES, load=Load.ALWAYS),  # ~v
-    Step(where=Where.RESULT, store=Store.LOSS, source=Source.OUTCOME, zero=True, one=True,
-         invert=Invert.YES, load=Load.OUTCOME),
+    Step(
+        where=Where.RESULT,
+        source=Source.OUTCOME,
+        zero=True,
+        one=True,
+        invert=Invert.YES,
+        load=Load.OUTCOME,
+        store=Store.LOSS,
+    ),
     Step(where=Where.PASS, store=Store.EXPONENT),
     Step(store=Store.PASS, done=True),
 )

@@ -41,9 +41,9 @@ COUNTERS: dict[str, int] = {
 """Widths of the registers in front of the counters, in the order of their turns. PASS stands for the
 counter of the instruction's pass."""
 
-ROUND = len(COUNTERS) + 3 * (len(COUNTERS) // 2 + 1)
-"""Most cycles between two turns of a counter while the scalar unit rests: the host takes at most
-three cycles after every other turn."""
+ROUND = len(COUNTERS) + 2 * (len(COUNTERS) // 2 + 1)
+"""Most cycles between two turns of a counter while the scalar unit rests: the host takes two cycles
+after every other turn at most."""
 assert all(ROUND < 1 << width for width in COUNTERS.values())
 # These count while the scalar unit works, at most in two sequences one after the other.
 assert all(
@@ -93,7 +93,7 @@ class StateMemory(wiring.Component):
     host_write, host_data : write `host_data` to it
     clear_counters : all counters begin at 0
     event_* : a cycle to be counted
-    sum : the word with what has been added to it
+    sum : what may be written: the word with what has been added to it
     """
 
     def __init__(self, config: Config) -> None:
@@ -122,26 +122,24 @@ class StateMemory(wiring.Component):
             }
         )
 
-    def _counters(self, m: Module, turn: Value, number: Value) -> Value:
+    def _counters(self, m: Module, number: Value) -> Value:
         """The registers in front of the counters; the one whose turn it is."""
         amount = Signal(max(COUNTERS.values()))
+        first = FIRST_PASS - FIRST_COUNTER
         chosen: dict[str, Value] = {
             name: number == CSR_BY_NAME[name].number - FIRST_COUNTER
             for name in COUNTERS
             if name != "PASS"
         }
-        first = FIRST_PASS - FIRST_COUNTER
-        chosen["PASS"] = (
-            (number >= first)
-            & (number < first + len(Pass))
-            & ((number - first)[:2] == self.pass_)
-        )
+        chosen["PASS"] = Cat(
+            *[(number == first + i) & (self.pass_ == i) for i in range(len(Pass))]
+        ).any()
         added: list[Value] = []
         for name, width in COUNTERS.items():
             count = Signal(width, name=f"count_{name.lower()}")
             mine = Signal(name=f"turn_{name.lower()}")
             event: Value = getattr(self, f"event_{name.lower()}")
-            m.d.comb += mine.eq(turn & chosen[name])
+            m.d.comb += mine.eq(chosen[name])
             m.d.sync += count.eq(
                 Mux(mine | self.clear_counters, event & ~self.clear_counters, count + event)
             )
@@ -173,7 +171,10 @@ class StateMemory(wiring.Component):
         ]
         m.d.sync += [counting.eq(grant_turn), serving.eq(grant_host)]
         address = Signal(ADDRESS_BITS)
-        m.d.sync += address.eq(read.addr)
+        number = Signal(4)  # which counter it is; all ones for no counter
+        nothing = (waits & counting) | (read.addr[4:] != FIRST_COUNTER >> 4)
+        m.d.sync += [address.eq(read.addr), number.eq(read.addr[:4] | nothing.replicate(4))]
+        assert FIRST_COUNTER & 15 == 0 and LAST_COUNTER < FIRST_COUNTER + 15
         with m.If(self.active):
             m.d.comb += read.addr.eq(self.address)
         with m.Elif(waits):
@@ -203,17 +204,16 @@ class StateMemory(wiring.Component):
         m.d.sync += cleared.eq(clearing & grant_turn)
 
         # --- the adder ----------------------------------------------------------------------------
-        adds_count = Signal()
         store = self.store
-        m.d.comb += adds_count.eq(counting | serving | (store == Store.PASS))
-        is_counter = ~address[-1] & address[4]
-        amount = self._counters(m, adds_count & is_counter, address[:4])
+        overflowed = Signal()
+        amount = self._counters(m, number)
         # One source at a time; all others are 0.
         host_writes = serving & self.host_write
         from_host = Mux(host_writes, self.host_data, 0)
         from_unit = Mux(store == Store.SATURATIONS, self.saturations, 0)
         from_loss = Mux(store == Store.LOSS, self.loss, 0)
-        takes_exponent = (store == Store.SCRATCH) | (store == Store.EXPONENT)
+        takes_exponent = store == Store.EXPONENT
+        filled = (store == Store.FILL) & overflowed
         tracking = store == Store.TRACKER
         low = Mux(takes_exponent, self.exponent, 0) | amount
         middle = Mux(
@@ -221,7 +221,9 @@ class StateMemory(wiring.Component):
         )
         high = tracking & self.stepped
         addend = Signal(32)
-        m.d.comb += addend.eq(from_host | from_unit | from_loss | Cat(low[:8], middle[:8], high))
+        m.d.comb += addend.eq(
+            from_host | from_unit | from_loss | Cat(low[:8], middle[:8], high) | filled.replicate(32)
+        )
         total = Signal(33)
         m.d.comb += [
             self.word.eq(read.data),
@@ -232,21 +234,26 @@ class StateMemory(wiring.Component):
             ),
         ]
         # The word itself has no part in the sum where it is replaced.
-        replaced = host_writes | cleared | takes_exponent | (store == Store.LOSS)
+        replaced = host_writes | cleared | takes_exponent | (store == Store.LOSS) | filled
         replaces = Cat(replaced, replaced | (tracking & self.raised), replaced | (tracking & ~self.stepped), replaced)
-        overflow = total[32] & (store == Store.SATURATIONS)
+        with m.If(store == Store.SATURATIONS):
+            m.d.sync += overflowed.eq(total[32])
         written = Signal(32)
         for i in range(32):
-            m.d.comb += written[i].eq(Mux(replaces[i // 8], addend[i], total[i]) | overflow)
+            m.d.comb += written[i].eq(Mux(replaces[i // 8], addend[i], total[i]))
         m.d.comb += [
-            self.sum.eq(total),
+            self.sum.eq(written),
             write.addr.eq(address),
             write.data.eq(written),
             self.host_done.eq(serving),
         ]
-        whole = counting | (serving & (self.host_write | is_counter)) | (
-            (store == Store.SATURATIONS) | (store == Store.LOSS) | (store == Store.COUNT)
-            | (store == Store.PASS)
+        whole = (
+            ~number.all()
+            | host_writes
+            | (store == Store.SATURATIONS)
+            | (store == Store.LOSS)
+            | (store == Store.COUNT)
+            | filled
         )
         m.d.comb += write.en.eq(
             Cat(

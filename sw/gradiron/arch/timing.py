@@ -59,7 +59,7 @@ def chore_cycles(name: str, groups: int) -> int:
 
 PREPARE_CYCLES = 25
 """Before an MM or LOSS: exponents are read, shift amounts and the random key computed."""
-POST_CYCLES = 9
+POST_CYCLES = 10
 """After an MM or LOSS: saturations are counted, the exponent and its tracker written."""
 COUNT_STEP_CYCLES = 4
 """Of STEP: the training step is a word of a memory."""
