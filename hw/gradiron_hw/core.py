@@ -368,7 +368,8 @@ class Core(wiring.Component):
             side_mask.eq(
                 Mux(in_run, 1, Cat(*[self.req_size > i for i in range(min(4, size))]))
             ),
-            side_data.eq(Mux(in_run, loss.wr_data, self.req_data)),
+            # Only LOSS's byte counts of its word.
+            side_data.eq(Cat(Mux(in_run, loss.wr_data, self.req_data[:8]), self.req_data[8:])),
         ]
         if config.lane_bytes == 2:
             # A byte may lie in the upper half of a lane.

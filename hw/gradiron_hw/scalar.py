@@ -163,7 +163,10 @@ class ScalarUnit(wiring.Component):
                     Mux(update, entry(index_o), Mux(follows, entry(index_a), literal))
                 )
             with m.Case(Where.PASS):
-                m.d.comb += self.address.eq(FIRST_PASS + self.pass_)
+                # FIRST_PASS plus the pass, without an adder.
+                m.d.comb += self.address.eq(
+                    Cat(self.pass_[0], ~self.pass_[1], self.pass_[1], Const(FIRST_PASS >> 3, 5))
+                )
 
         # --- what the results ask for -------------------------------------------------------------
         # Bits of the largest magnitude above seven.
@@ -239,7 +242,7 @@ class ScalarUnit(wiring.Component):
                 m.d.sync += shift.eq(limited)
 
         # --- results ------------------------------------------------------------------------------
-        tracks = product & (mm.track != Track.NONE) & (step.store == Store.TRACKER)
+        tracks = product & (mm.track != Track.NONE) & self.active & (step.store == Store.TRACKER)
         higher, equal = total[-1], total == 0
         fits = mm.track == Track.FIT
         last_low = self.word[16:19].all()
@@ -255,10 +258,13 @@ class ScalarUnit(wiring.Component):
             self.key_tensor.eq(step.tensor),
             self.store.eq(step.store),
         ]
-        with m.If((step.store == Store.EXPONENT) & ~own):
+        # While the unit rests, the step may be the word of a loop.
+        with m.If(
+            ~self.active
+            | ((step.store == Store.EXPONENT) & ~own)
+            | ((step.store == Store.LOSS) & ~(self.is_loss & self.loss_grad))
+        ):
             m.d.comb += self.store.eq(Store.NOTHING)
-        with m.If((step.store == Store.LOSS) & ~(self.is_loss & self.loss_grad)):
-            m.d.comb += self.store.eq(Store.NOTHING)
-        assert EXPONENTS == 128
+        assert EXPONENTS == 128 and FIRST_PASS == 18
         assert CSR_BY_NAME["CONTROL"].number == 4
         return m
