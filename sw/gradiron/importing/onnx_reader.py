@@ -444,7 +444,20 @@ class _Reader:
             self.grids[node.output[0]] = Quantisation(
                 float(found[0].reshape(-1)[0]), int(found[1].reshape(-1)[0]), unsigned=kind
             )
+            flow = self.saturating(flow, self.grids[node.output[0]], place)
         return flow
+
+    def saturating(self, flow: Flow, grid: Quantisation, place: str) -> Flow:
+        """Quantisers drop a ReLU where the integers' own limits do the same: it comes back."""
+        lowest, highest = (0, 255) if grid.unsigned else (-128, 127)
+        node = self.build.nodes.get(flow.name)
+        if self.build.softmax or node is None or node.relu:
+            return flow
+        if grid.zero_point != lowest or not (
+            node.weighted or node.operation == "add"
+        ):
+            return flow
+        return self.build.activation(flow, grid.scale * (highest - lowest), place)
 
     def op_dequantizelinear(self, node: Any, a: dict[str, Any], place: str) -> Flow | None:
         found = self.grid(node, place)
