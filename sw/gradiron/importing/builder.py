@@ -159,9 +159,7 @@ class Builder:
             )
             return x
         if x.pad is not None:
-            padding = tuple(
-                (a[0] + b[0], a[1] + b[1]) for a, b in zip(padding, x.pad, strict=True)
-            )  # type: ignore[assignment]
+            padding = tuple((a[0] + b[0], a[1] + b[1]) for a, b in zip(padding, x.pad, strict=True))  # type: ignore[assignment]
         kernel = (int(weight.shape[2]), int(weight.shape[3]))
         chosen: Padding = padding if any(any(p) for p in padding) else "valid"
         b = np.zeros(cout) if bias is None else bias
@@ -286,9 +284,7 @@ class Builder:
             self.problems.add(place, f"mean over the shape {x.shape}")
             return x
         y = self.put(
-            Node(
-                self.unique("average_pool"), "average_pool", (x.name,), kernel=(0, 0), place=place
-            )
+            Node(self.unique("average_pool"), "average_pool", (x.name,), kernel=(0, 0), place=place)
         )
         return y if keep else self.flatten(y, place)
 
@@ -315,8 +311,7 @@ class Builder:
         if shape == (prod(x.shape),):
             return self.flatten(x, place)
         if len(x.shape) == 1 and x.image == shape:
-            node = self.nodes[x.name]
-            return Flow(node.inputs[0], x.image)
+            return Flow(self.nodes[x.name].inputs[0], shape)
         self.problems.add(place, f"a reshape of {x.shape} to {shape}; only flattening")
         return x
 

@@ -1,8 +1,8 @@
 """From a model's meaning in real numbers to integers of the machine, calibrated on samples.
 
-The steps, in this order: channel scales (`scales`), exponents of weights and values, weights rounded
-layer by layer with error feedback on inputs that are quantised already, biases that give every
-output its mean. Batch normalisation is gone before (readers fold it), zero points go into the
+The steps, in this order: channel scales (`scales`), exponents of weights and values, weights
+rounded layer by layer with error feedback on inputs that are quantised already, biases that give
+every output its mean. Batch normalisation is gone before (readers fold it), zero points go into the
 first layer, a ceiling (ReLU6) becomes the saturation of int8.
 
 Ref: E. Frantar et al., "GPTQ: Accurate post-training quantization for generative pre-trained
@@ -26,15 +26,15 @@ from gradiron.importing.meaning import (
     Meaning,
     Node,
     Quantisation,
-    activate,
     compute,
     node_windows,
 )
-from gradiron.importing.scales import Float64, Scales, equalise, measure
+from gradiron.importing.scales import Real, Scales, equalise, measure
 
 LEVELS = 127
-ROWS_PER_WEIGHT = 30
-"""Rows per input from which weights are fitted to what the inputs became: fewer fit the samples alone."""
+ROWS_PER_WEIGHT = 100
+"""Rows per input from which weights are fitted to what the inputs became: with fewer, they would
+fit the samples alone."""
 DAMPING = 0.01
 MAX_ROWS = 8192
 """Rows of the input matrix from which a layer's error feedback is computed."""
@@ -119,9 +119,7 @@ class Conversion:
         ]
 
 
-def quantise_input(
-    x: npt.NDArray[Any], q: Quantisation, meaning: Meaning
-) -> npt.NDArray[np.int8]:
+def quantise_input(x: npt.NDArray[Any], q: Quantisation, meaning: Meaning) -> npt.NDArray[np.int8]:
     """See `Conversion.quantise`.
 
     Raises
@@ -155,7 +153,7 @@ def input_range(x: npt.NDArray[Any]) -> Quantisation:
         raise DataError("calibration samples contain NaN or infinity; remove them")
     low, high = min(0.0, float(values.min())), max(0.0, float(values.max()))
     scale = (high - low) / (2 * LEVELS) or 1.0
-    return Quantisation(scale, int(round(-LEVELS - low / scale)))
+    return Quantisation(scale, round(-LEVELS - low / scale))
 
 
 def convert(
@@ -218,46 +216,8 @@ def fold_input(meaning: Meaning, q: Quantisation) -> Meaning:
                 f"{node.place or node.name}: {node.operation} directly on the network's input; the "
                 "first layer must be a convolution or a dense layer"
             )
-    return _Padded(
-        **{
-            **{name: getattr(meaning, name) for name in meaning.__dataclass_fields__},
-            "nodes": tuple(nodes),
-        },
-        pads={node.name: max(zero, -LEVELS) for node in nodes if affine & set(node.inputs)},
-    )
-
-
-@dataclass(frozen=True)
-class _Padded(Meaning):
-    """A meaning on stored inputs, whose padding is the zero point."""
-
-    pads: dict[str, int] | None = None
-
-    def run(
-        self,
-        x: npt.NDArray[Any],
-        visit: Callable[[Node, list[Any], Any], None] | None = None,
-    ) -> npt.NDArray[Any]:
-        """As `Meaning.run`."""
-        values: dict[str, Any] = {INPUT: x}
-        y = x
-        for node in self.nodes:
-            given = [values[name] for name in node.inputs]
-            y = padded_compute(node, given, (self.pads or {}).get(node.name, 0))
-            if visit is not None:
-                visit(node, given, y)
-            y = values[node.name] = activate(node, y)
-        return y
-
-
-def padded_compute(node: Node, inputs: list[Any], pad: int) -> Any:
-    """A node's result where padding reads another value than zero."""
-    if pad == 0 or node.operation not in ("conv", "depthwise"):
-        return compute(node, inputs)
-    # conv(x with pad) = conv(x - pad with zeros) + pad * sum of the kernel
-    assert node.weight is not None
-    axes = (0, 1, 2) if node.operation == "conv" else (0, 1)
-    return compute(node, [inputs[0] - pad]) + pad * node.weight.sum(axis=axes)
+    pads = {node.name: max(zero, -LEVELS) for node in nodes if affine.intersection(node.inputs)}
+    return replace(meaning, nodes=tuple(nodes), pads=pads)
 
 
 class _Converter:
@@ -269,14 +229,14 @@ class _Converter:
         folded: Meaning,
         q: Quantisation,
         scales: Scales,
-        x8: Float64,
+        x8: Real,
         progress: Callable[[str], None] | None,
     ) -> None:
         self.meaning, self.folded, self.q, self.scales = meaning, folded, q, scales
         self.progress = progress
-        self.values: dict[str, tuple[Float64, int]] = {INPUT: (x8, 0)}
+        self.values: dict[str, tuple[Real, int]] = {INPUT: (x8, 0)}
         """What the machine has: integers, and their exponent."""
-        self.exact: dict[str, Float64] = {INPUT: x8}
+        self.exact: dict[str, Real] = {INPUT: x8}
         """What it should have, in units of the channel scales."""
         self.layers: list[ConvertedLayer] = []
         self.rng = np.random.default_rng(0)
@@ -298,8 +258,7 @@ class _Converter:
         return Conversion(self.meaning, tuple(self.layers), self.q, self.scales)
 
     def pad(self, node: Node) -> int:
-        assert isinstance(self.folded, _Padded)
-        return (self.folded.pads or {}).get(node.name, 0)
+        return self.folded.pads.get(node.name, 0)
 
     # --- layers with weights -------------------------------------------------------------------
 
@@ -315,14 +274,14 @@ class _Converter:
             w = w * 2.0 ** (ui[:, None] - uo)
         bias = node.bias.astype(np.float64) * 2.0**-uo
         hat = replace(node, weight=w, bias=bias)
-        target = padded_compute(hat, [self.exact[node.inputs[0]]], self.pad(node))
+        target = compute(hat, [self.exact[node.inputs[0]]], self.pad(node))
         largest = float(np.abs(w).max())
         ew = _exponent(largest) if largest else 0
         real = x * 2.0**ex
         pad = self.pad(node)
         wq = self.rounded(hat, real, self.exact[node.inputs[0]], ew, pad)
         silent = replace(hat, weight=wq * 2.0**ew, bias=np.zeros_like(bias))
-        raw = padded_compute(silent, [real], pad)
+        raw = compute(silent, [real], pad)
         axes = tuple(range(raw.ndim - 1))
         b = target.mean(axis=axes) - raw.mean(axis=axes)
         stored = np.rint(b * 2.0**-BIAS_EXPONENT)
@@ -363,11 +322,9 @@ class _Converter:
         # Of two candidates only the later one can take the addition.
         names = [n.name for n in self.folded.nodes]
         other = [name for name in users[0].inputs if name != node.name]
-        return bool(other) and (
-            other[0] == INPUT or names.index(other[0]) < names.index(node.name)
-        )
+        return bool(other) and (other[0] == INPUT or names.index(other[0]) < names.index(node.name))
 
-    def rounded(self, node: Node, x: Float64, exact: Float64, ew: int, pad: int) -> Float64:
+    def rounded(self, node: Node, x: Real, exact: Real, ew: int, pad: int) -> Real:
         """Weights as integers, rounded with error feedback."""
         assert node.weight is not None
         w = node.weight * 2.0**-ew
@@ -377,13 +334,11 @@ class _Converter:
             taps = w.reshape(-1, w.shape[-1])
             done = np.empty_like(taps)
             for c in range(taps.shape[1]):
-                done[:, c : c + 1] = feedback(
-                    taps[:, c : c + 1], given[:, :, c], wanted[:, :, c]
-                )
+                done[:, c : c + 1] = feedback(taps[:, c : c + 1], given[:, :, c], wanted[:, :, c])
             return done.reshape(w.shape)
         return feedback(w.reshape(-1, w.shape[-1]), given, wanted).reshape(w.shape)
 
-    def rows(self, node: Node, x: Float64, pad: int, seed: int) -> Float64:
+    def rows(self, node: Node, x: Real, pad: int, seed: int) -> Real:
         """The inputs of every output as rows: [rows, K], of a depthwise layer [rows, K, c].
 
         Of many rows some are chosen; the same ones for the same seed.
@@ -404,17 +359,13 @@ class _Converter:
             view = view[:, : windows.out[0], : windows.out[1]]
             n, oy, ox, c, ky, kx = view.shape
             count = n * oy * ox
-            chosen = np.arange(count)
-            if count > MAX_ROWS:
-                chosen = np.sort(rng.choice(count, MAX_ROWS, replace=False))
+            chosen = _sample(rng, count)
             at = np.unravel_index(chosen, (n, oy, ox))
             picked = view[at].transpose(0, 2, 3, 1)
             if node.operation == "depthwise":
                 return picked.reshape(len(chosen), ky * kx, c)
             return picked.reshape(len(chosen), -1)
-        if len(rows) > MAX_ROWS:
-            rows = rows[np.sort(rng.choice(len(rows), MAX_ROWS, replace=False))]
-        return rows
+        return rows[_sample(rng, len(rows))]
 
     # --- layers without weights ----------------------------------------------------------------
 
@@ -428,9 +379,7 @@ class _Converter:
                 output, saturated = ex, 0.0
             case "max_pool":
                 windows = node_windows(node, x.shape[1:])
-                self.keep(
-                    node, reals.max_pool(x, windows), ex, reals.max_pool(exact[0], windows)
-                )
+                self.keep(node, reals.max_pool(x, windows), ex, reals.max_pool(exact[0], windows))
                 output, saturated = ex, 0.0
             case "average_pool":
                 windows = node_windows(node, x.shape[1:])
@@ -439,12 +388,10 @@ class _Converter:
                 self.keep(node, y, ex, reals.average_pool(exact[0], windows))
                 output, saturated = ex, 0.0
             case _:
-                total = sum(value * 2.0**e for value, e in given)
                 target = exact[0] + exact[1]
                 # A fused convolution has its accumulators in units of one.
-                total = sum(
-                    value if e == EXPONENT_MIN else value * 2.0**e for value, e in given
-                )
+                parts = [value if e == EXPONENT_MIN else value * 2.0**e for value, e in given]
+                total = parts[0] + parts[1]
                 uo = self.scales.value(node.name)
                 output, saturated = self.finish(
                     node, total, activate_hat(node, target, uo), EXPONENT_MIN
@@ -455,11 +402,11 @@ class _Converter:
             )
         )
 
-    def keep(self, node: Node, y: Float64, exponent: int, exact: Float64) -> None:
+    def keep(self, node: Node, y: Real, exponent: int, exact: Real) -> None:
         self.values[node.name] = (y, exponent)
         self.exact[node.name] = exact
 
-    def finish(self, node: Node, acc: Float64, target: Float64, least: int) -> tuple[int, float]:
+    def finish(self, node: Node, acc: Real, target: Real, least: int) -> tuple[int, float]:
         """Choose the exponent of a result and round it; (exponent, share of saturated results)."""
         if node.relu:
             acc = np.maximum(acc, 0)
@@ -475,7 +422,7 @@ class _Converter:
             if limit < top:
                 start = _exponent(limit)
                 tries = range(start, start - 1, -1)
-        best: tuple[float, int, Float64] | None = None
+        best: tuple[float, int, Real] | None = None
         for exponent in tries:
             e = min(max(exponent, least, EXPONENT_MIN), EXPONENT_MAX)
             y = np.clip(np.floor(acc * 2.0**-e + 0.5), -LEVELS, LEVELS)
@@ -486,7 +433,7 @@ class _Converter:
         self.keep(node, best[2], best[1], target)
         return best[1], float((np.abs(best[2]) == LEVELS).mean())
 
-    def pooled_error(self, node: Node, y: Float64, exponent: int, target: Float64) -> float:
+    def pooled_error(self, node: Node, y: Real, exponent: int, target: Real) -> float:
         """Mean square error of a result, or of its average where nothing else is read."""
         users = self.users.get(node.name, [])
         if len(users) == 1 and users[0].operation == "average_pool":
@@ -502,7 +449,7 @@ class _Converter:
         return float(np.sqrt(((real - exact) ** 2).mean()) / (exact.std() + 1e-30))
 
 
-def activate_hat(node: Node, y: Float64, u: Float64) -> Float64:
+def activate_hat(node: Node, y: Real, u: Real) -> Real:
     """The activation of a result in units of its channel scales."""
     if node.relu:
         y = np.maximum(y, 0)
@@ -516,7 +463,20 @@ def _exponent(largest: float) -> int:
     return int(np.ceil(np.log2(largest / LEVELS)))
 
 
-def feedback(w: Float64, x: Float64, exact: Float64) -> Float64:
+def _sample(rng: np.random.Generator, count: int) -> npt.NDArray[np.intp]:
+    """Rows to look at: all, or some of many."""
+    if count <= MAX_ROWS:
+        return np.arange(count)
+    chosen: Any = rng.choice(count, MAX_ROWS, replace=False)
+    return np.sort(chosen)
+
+
+def _solve(a: Real, b: Real) -> Real:
+    found: Any = np.linalg.solve(a, b)
+    return found
+
+
+def feedback(w: Real, x: Real, exact: Real) -> Real:
     """Round the rows of `w` one after the other; each error is made up for by the rows to come.
 
     Before that the weights are moved to where they give the outputs of the exact inputs best, in
@@ -545,10 +505,10 @@ def feedback(w: Float64, x: Float64, exact: Float64) -> Float64:
     difference = x.T @ (exact - exact.mean(axis=0) - x) / len(x)
     h = h + damping * np.eye(k)
     if len(x) > ROWS_PER_WEIGHT * k:
-        w = w + np.linalg.solve(h, difference @ w)
+        w = w + _solve(h, difference @ w)
     order = np.argsort(-diagonal, kind="stable")
-    inverse = np.linalg.inv(h[np.ix_(order, order)])
-    upper = np.linalg.cholesky((inverse + inverse.T) / 2).T
+    inverse: Real = np.linalg.inv(h[np.ix_(order, order)])
+    upper: Real = np.linalg.cholesky((inverse + inverse.T) / 2).T
     left = w[order].copy()
     done = np.empty_like(left)
     for j in range(k):

@@ -97,6 +97,8 @@ class Meaning:
         Whether the user's inputs are (C, H, W), as in PyTorch and ONNX.
     source : Any
         What the exporter needs to write the same file again.
+    pads : dict of int by node
+        What padding reads where it is not zero: the zero point, where inputs are stored integers.
     """
 
     name: str
@@ -108,6 +110,7 @@ class Meaning:
     output: Quantisation | None = None
     channels_first: bool = False
     source: Any = field(default=None, repr=False, compare=False)
+    pads: dict[str, int] = field(default_factory=dict[str, int])
 
     @property
     def shapes(self) -> dict[str, Shape]:
@@ -158,7 +161,7 @@ class Meaning:
         y = x
         for index, node in enumerate(self.nodes):
             given = [values[name] for name in node.inputs]
-            y = compute(node, given)
+            y = compute(node, given, self.pads.get(node.name, 0))
             if visit is not None:
                 visit(node, given, y)
             y = activate(node, y)
@@ -249,9 +252,13 @@ def _weight(node: Node) -> Float32:
     return node.weight
 
 
-def compute(node: Node, inputs: list[Any]) -> Any:
-    """A node's result before its activation."""
+def compute(node: Node, inputs: list[Any], pad: int = 0) -> Any:
+    """A node's result before its activation; padding of convolutions reads `pad`."""
     x = inputs[0]
+    if pad and node.operation in ("conv", "depthwise"):
+        # conv(x padded with p) = conv(x - p padded with zeros) + p * sum of the kernel
+        axes = (0, 1, 2) if node.operation == "conv" else (0, 1)
+        return compute(node, [x - pad]) + pad * _weight(node).sum(axis=axes)
     match node.operation:
         case "flatten":
             return x.reshape(len(x), -1)

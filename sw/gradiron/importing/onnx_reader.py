@@ -1,12 +1,13 @@
 """Reading ONNX files: float models, and int8 models in the QDQ form.
 
 The file is protobuf, read by the `onnx` package and checked by it; nothing in it is executed and
-external data is not followed. QuantizeLinear and DequantizeLinear around constants dequantise them; on
-computed values they say nothing that the conversion would keep, except at input and output.
+external data is not followed. QuantizeLinear and DequantizeLinear around constants dequantise them;
+on computed values they say nothing that the conversion would keep, except at input and output.
 """
 
 from __future__ import annotations
 
+from importlib import import_module
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,8 @@ Array = npt.NDArray[Any]
 
 KNOWN = (
     "Conv, Gemm, MatMul, Add, BatchNormalization, Relu, Clip(0, c), MaxPool, AveragePool, "
-    "GlobalAveragePool, ReduceMean, Flatten, Reshape, Squeeze, Pad, Dropout, Identity, Transpose of "
-    "the input, QuantizeLinear, DequantizeLinear, and Softmax or LogSoftmax at the end"
+    "GlobalAveragePool, ReduceMean, Flatten, Reshape, Squeeze, Pad, Dropout, Identity, Transpose "
+    "of the input, QuantizeLinear, DequantizeLinear, and Softmax or LogSoftmax at the end"
 )
 MAX_BYTES = 1 << 28
 
@@ -52,7 +53,7 @@ def read_onnx(path: str | Path) -> Meaning:
 def parse_onnx(content: bytes, name: str = "model") -> Meaning:
     """As `read_onnx`, from the bytes of a file."""
     try:
-        import onnx
+        onnx: Any = import_module("onnx")
     except ImportError as error:
         raise MissingExtraError("onnx", "import", "reading ONNX files") from error
     try:
@@ -99,8 +100,8 @@ class _Reader:
         types = self.onnx.TensorProto
         if kind not in (types.FLOAT, types.INT8, types.UINT8):
             raise ModelError(
-                f"{self.build.name}: input {given.name!r} has the type {types.DataType.Name(kind)}; "
-                "FLOAT, INT8 or UINT8 can be imported"
+                f"{self.build.name}: input {given.name!r} has the type "
+                f"{types.DataType.Name(kind)}; FLOAT, INT8 or UINT8 can be imported"
             )
         first = graph.node[0]
         if len(shape) == 3 and first.op_type == "Transpose" and first.input[0] == given.name:
@@ -150,8 +151,8 @@ class _Reader:
         sizes = [d.dim_value if d.HasField("dim_value") else 0 for d in dims]
         if len(sizes) not in (2, 4) or min(sizes[1:], default=0) < 1:
             raise ModelError(
-                f"{self.build.name}: input {given.name!r} has the shape {sizes} (0: not fixed); all "
-                "sizes but the batch must be fixed: (N, C, H, W) or (N, features)"
+                f"{self.build.name}: input {given.name!r} has the shape {sizes} (0: not fixed); "
+                "all sizes but the batch must be fixed: (N, C, H, W) or (N, features)"
             )
         return tuple(sizes[1:])
 
@@ -168,11 +169,16 @@ class _Reader:
                     if flow is not None:
                         self.flows[name] = flow
             return
-        if node.input and node.input[0] not in self.flows and node.op_type not in (
-            "DequantizeLinear",
-            "QuantizeLinear",
-            "Constant",
-            "Add",
+        if (
+            node.input
+            and node.input[0] not in self.flows
+            and node.op_type
+            not in (
+                "DequantizeLinear",
+                "QuantizeLinear",
+                "Constant",
+                "Add",
+            )
         ):
             if not self.fold(node):
                 self.build.problems.add(place, "its input is not computed from the network's input")
@@ -189,9 +195,8 @@ class _Reader:
         if node.op_type in ("Loop", "Scan", "If", "SequenceMap"):
             return False
         try:
-            from onnx.reference import ReferenceEvaluator
-
-            found = ReferenceEvaluator(node).run(
+            reference: Any = import_module("onnx.reference")
+            found: Any = reference.ReferenceEvaluator(node).run(
                 None, {name: self.constants[name] for name in node.input if name}
             )
         except Exception:
@@ -390,9 +395,7 @@ class _Reader:
         if len(amounts) != 8 or any(rest) or min(amounts) < 0 or not zero or mode != "constant":
             self.build.problems.add(place, f"padding {amounts}; only zeros around images")
             return x
-        return Flow(
-            x.name, x.shape, x.image, ((amounts[2], amounts[6]), (amounts[3], amounts[7]))
-        )
+        return Flow(x.name, x.shape, x.image, ((amounts[2], amounts[6]), (amounts[3], amounts[7])))
 
     def op_transpose(self, node: Any, a: dict[str, Any], place: str) -> Flow:
         x = self.flows[node.input[0]]
@@ -453,9 +456,7 @@ class _Reader:
         node = self.build.nodes.get(flow.name)
         if self.build.softmax or node is None or node.relu:
             return flow
-        if grid.zero_point != lowest or not (
-            node.weighted or node.operation == "add"
-        ):
+        if grid.zero_point != lowest or not (node.weighted or node.operation == "add"):
             return flow
         return self.build.activation(flow, grid.scale * (highest - lowest), place)
 

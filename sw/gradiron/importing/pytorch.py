@@ -7,6 +7,7 @@ one. Dropout disappears, batch normalisation is folded.
 from __future__ import annotations
 
 import operator
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -43,7 +44,7 @@ def read_module(module: Any, sample_shape: tuple[int, ...], name: str = "") -> M
         Without PyTorch.
     """
     try:
-        import torch
+        torch: Any = import_module("torch")
     except ImportError as error:
         raise MissingExtraError("torch", "torch", "reading PyTorch modules") from error
     name = name or type(module).__name__
@@ -139,14 +140,13 @@ class _Reader:
         return handler(x, args, options, place)
 
     def argument(self, value: Any) -> Any:
-        if isinstance(value, (list, tuple)):
+        if hasattr(value, "__iter__") and not isinstance(value, str):
             return [self.argument(v) for v in value]
-        return self.values.get(value.name) if hasattr(value, "op") else value
+        return self.values.get(str(value)) if hasattr(value, "op") else value
 
     def fold(self, node: Any, args: list[Any], options: dict[str, Any], place: str) -> Any:
         """An operator on constants alone."""
-        import torch
-
+        torch: Any = import_module("torch")
         try:
             tensors = [torch.from_numpy(a) if isinstance(a, np.ndarray) else a for a in args]
             value = node.target(*tensors, **options)
@@ -172,9 +172,7 @@ class _Reader:
         weight, dilation = args[1], self.pair(args[5], 1)
         if isinstance(args[4], str):
             total = [(d * (k - 1)) for d, k in zip(dilation, weight.shape[2:], strict=True)]
-            padding = tuple(
-                (0, 0) if args[4] == "valid" else (t // 2, t - t // 2) for t in total
-            )
+            padding = tuple((0, 0) if args[4] == "valid" else (t // 2, t - t // 2) for t in total)
         else:
             padding = tuple((p, p) for p in self.pair(args[4], 0))
         return self.build.conv(
@@ -229,12 +227,16 @@ class _Reader:
 
     op_clamp_min = op_clamp
 
-    def pool(self, x: Flow, args: list[Any], options: dict[str, Any], place: str, kind: str) -> Flow:
+    def pool(
+        self, x: Flow, args: list[Any], options: dict[str, Any], place: str, kind: str
+    ) -> Flow:
         del options
         kernel = self.pair(args[1], 1)
         stride = self.pair(args[2] if len(args) > 2 else None, 0)
         padding = self.pair(args[3] if len(args) > 3 else None, 0)
-        return self.build.pool(x, kind, kernel, kernel if stride == (0, 0) else stride, padding, place)
+        return self.build.pool(
+            x, kind, kernel, kernel if stride == (0, 0) else stride, padding, place
+        )
 
     def op_max_pool2d(self, x: Flow, args: list[Any], options: dict[str, Any], place: str) -> Flow:
         return self.pool(x, args, options, place, "max_pool")
@@ -260,7 +262,8 @@ class _Reader:
         return x
 
     def op_mean(self, x: Flow, args: list[Any], options: dict[str, Any], place: str) -> Flow:
-        axes = {int(a) % (len(x.shape) + 1) for a in (args[1] if len(args) > 1 else [])}
+        given: list[int] = args[1] if len(args) > 1 else []
+        axes = {a % (len(x.shape) + 1) for a in given}
         keep = bool(args[2] if len(args) > 2 else options.get("keepdim", False))
         if axes != {2, 3}:
             self.build.problems.add(place, f"mean over the axes {sorted(axes)}")
@@ -270,7 +273,9 @@ class _Reader:
     def op_add(self, x: Flow, args: list[Any], options: dict[str, Any], place: str) -> Flow:
         other = args[1] if args[0] is x else args[0]
         if not isinstance(other, Flow) or options.get("alpha", 1) != 1:
-            self.build.problems.add(place, "an addition of something that is not a tensor of images")
+            self.build.problems.add(
+                place, "an addition of something that is not a tensor of images"
+            )
             return x
         return self.build.add(x, other, place)
 
@@ -284,8 +289,8 @@ class _Reader:
 
     def op_view(self, x: Flow, args: list[Any], options: dict[str, Any], place: str) -> Flow:
         del options
-        shape = args[1]
-        if not isinstance(shape, list) or not all(isinstance(n, int) for n in shape):
+        shape: list[Any] = args[1]
+        if not all(isinstance(n, int) for n in shape):
             self.build.problems.add(place, "a reshape to a shape that depends on the input")
             return x
         return self.build.reshape(x, shape[1:], place)

@@ -22,7 +22,7 @@ import numpy.typing as npt
 from gradiron import reals
 from gradiron.importing.meaning import INPUT, Meaning, Node, node_windows
 
-Float64 = npt.NDArray[np.float64]
+Real = npt.NDArray[np.floating[Any]]
 
 LEVELS = 127
 ADAM_STEPS = 500
@@ -58,8 +58,8 @@ class View:
 class Statistics:
     """Magnitudes of a value per channel: the largest, and the mean square."""
 
-    largest: Float64
-    square: Float64
+    largest: Real
+    square: Real
     count: int = 0
 
     def add(self, x: Any) -> None:
@@ -76,12 +76,12 @@ class _Layer:
     """A layer with weights as the cost sees it."""
 
     node: Node
-    weight: Float64
+    weight: Real
     """[K, in, out] of a convolution or dense layer, [K, c] of a depthwise one."""
     taps: int
     source: View
     target: View
-    square: Float64
+    square: Real
     """Mean square of the input, per channel."""
     gain: float
     """1 / sum of the mean squares of the output."""
@@ -93,7 +93,7 @@ class _Tensor:
 
     view: View
     grid: View
-    largest: Float64
+    largest: Real
     """Of the value that decides the grid."""
     gain: float
 
@@ -112,19 +112,19 @@ class Scales:
     """
 
     views: dict[str, View] = field(default_factory=dict[str, View])
-    u: list[Float64] = field(default_factory=list[Float64])
+    u: list[Real] = field(default_factory=list[Real])
     fixed: set[int] = field(default_factory=set[int])
 
-    def of(self, view: View) -> Float64:
+    def of(self, view: View) -> Real:
         """log2 of the scales of every channel (or element) of a value."""
         return np.tile(self.u[view.variable] + view.offset, view.repeat)
 
-    def value(self, name: str) -> Float64:
+    def value(self, name: str) -> Real:
         """As `of`, by the name of the value."""
         return self.of(self.views[name])
 
 
-def measure(meaning: Meaning, x: Float64, portion: int = 64) -> dict[str, Statistics]:
+def measure(meaning: Meaning, x: Real, portion: int = 64) -> dict[str, Statistics]:
     """Magnitudes of every value over calibration samples.
 
     Parameters
@@ -253,12 +253,12 @@ def _up(value: float) -> float:
 
 def _cost(
     scales: Scales, layers: list[_Layer], tensors: list[_Tensor], *, powers: bool = False
-) -> tuple[float, list[Float64]]:
+) -> tuple[float, list[Real]]:
     """Expected relative error of all layers, and its derivative by every u."""
     total = 0.0
     slope = [np.zeros_like(u) for u in scales.u]
 
-    def push(view: View, values: Float64) -> None:
+    def push(view: View, values: Real) -> None:
         slope[view.variable] += values.reshape(view.repeat, -1).sum(axis=0)
 
     for layer in layers:
@@ -318,12 +318,12 @@ def equalise(meaning: Meaning, found: dict[str, Statistics], steps: int = ADAM_S
         Steps of the descent.
     """
     scales = tie(meaning)
-    # A first guess: every channel as large as the others.
+    # A first guess: every channel reaches 1, so that biases of 2048 times that are possible.
     for name, view in scales.views.items():
         if view.variable not in scales.fixed and view.repeat == 1 and view.offset == 0:
             largest = found[name].largest
             floor = max(float(largest.max()) * 2.0**-6, TINY)
-            scales.u[view.variable] = np.log2(np.maximum(largest, floor) / LEVELS)
+            scales.u[view.variable] = np.log2(np.maximum(largest, floor))
     layers, tensors = _layers(meaning, scales, found), _tensors(meaning, scales, found)
     first = [np.zeros_like(u) for u in scales.u]
     second = [np.zeros_like(u) for u in scales.u]

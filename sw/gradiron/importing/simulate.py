@@ -10,21 +10,21 @@ import numpy.typing as npt
 from gradiron import reals
 from gradiron.arch import numerics
 from gradiron.arch.numerics import BIAS_EXPONENT, LOGIT_EXPONENT
-from gradiron.importing.conversion import Conversion, ConvertedLayer, padded_compute
-from gradiron.importing.meaning import INPUT, node_windows
+from gradiron.importing.conversion import Conversion, ConvertedLayer
+from gradiron.importing.meaning import INPUT, compute, node_windows
 
 Int64 = npt.NDArray[np.int64]
 
 
 def run_integers(
     conversion: Conversion, x8: npt.NDArray[np.int8], portion: int = 128
-) -> npt.NDArray[np.float64]:
+) -> npt.NDArray[np.floating[Any]]:
     """The logits of a converted model in real numbers, for int8 inputs (N, ...)."""
     parts = [_run(conversion, x8[i : i + portion]) for i in range(0, len(x8), portion)]
     return np.concatenate(parts)
 
 
-def _run(conversion: Conversion, x8: npt.NDArray[np.int8]) -> npt.NDArray[np.float64]:
+def _run(conversion: Conversion, x8: npt.NDArray[np.int8]) -> npt.NDArray[np.floating[Any]]:
     values: dict[str, tuple[Int64, int]] = {INPUT: (x8.astype(np.int64), 0)}
     sums: dict[str, tuple[Int64, int]] = {}
     last = conversion.layers[-1].node.name
@@ -95,7 +95,7 @@ def _accumulate(layer: ConvertedLayer, x: Int64, ex: int) -> tuple[Int64, int]:
         bias=np.zeros(layer.bias.size),
     )
     e_acc = ex + layer.exponent
-    sums: Any = padded_compute(node, [x.astype(np.float64)], layer.pad_value)
+    sums: Any = compute(node, [x.astype(np.float64)], layer.pad_value)
     bias = numerics.sat30(numerics.rn(layer.bias.astype(np.int64), e_acc - BIAS_EXPONENT))
     return np.rint(sums).astype(np.int64) + bias, e_acc
 

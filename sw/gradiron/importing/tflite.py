@@ -9,9 +9,10 @@ Ref: tensorflow/lite/schema/schema.fbs; TensorFlow Lite 8-bit quantisation speci
 
 from __future__ import annotations
 
+from importlib import import_module
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -35,10 +36,9 @@ Unknown = Any
 
 def _schema() -> Unknown:
     try:
-        import tflite
+        return import_module("tflite")
     except ImportError as error:
         raise MissingExtraError("tflite", "import", "reading TensorFlow Lite files") from error
-    return tflite
 
 
 def read_tflite(path: str | Path) -> Meaning:
@@ -82,6 +82,12 @@ def parse_tflite(content: bytes, name: str = "model") -> Meaning:
         ) from error
 
 
+def _names(enumeration: Unknown) -> dict[int, str]:
+    """Names of an enumeration's numbers."""
+    values = cast(dict[str, Any], vars(enumeration))
+    return {number: key for key, number in values.items() if isinstance(number, int)}
+
+
 class _Tensor:
     """A tensor of the file."""
 
@@ -113,14 +119,8 @@ class _Reader:
         self.name = name
         self.model = schema.Model.GetRootAsModel(content, 0)
         self.problems = Problems(name)
-        self.operators = {
-            number: key
-            for key, number in vars(schema.BuiltinOperator).items()
-            if isinstance(number, int)
-        }
-        self.kinds = {
-            number: key for key, number in vars(schema.TensorType).items() if isinstance(number, int)
-        }
+        self.operators = _names(schema.BuiltinOperator)
+        self.kinds = _names(schema.TensorType)
         self.nodes: dict[str, Node] = {}
         self.sources: dict[int, str] = {}
         """Tensor index to the name of the value that it holds."""
@@ -165,7 +165,9 @@ class _Reader:
         softmax = False
         for i in range(self.length(graph.OperatorsLength())):
             operator = graph.Operators(i)
-            code = model.OperatorCodes(self.index(operator.OpcodeIndex(), model.OperatorCodesLength()))
+            code = model.OperatorCodes(
+                self.index(operator.OpcodeIndex(), model.OperatorCodesLength())
+            )
             number = max(int(code.BuiltinCode()), int(code.DeprecatedBuiltinCode()))
             kind = self.operators.get(number, f"number {number}")
             place = f"operator {i} ({kind})"
@@ -264,7 +266,8 @@ class _Reader:
         if kind not in ("INT8", "UINT8"):
             self.problems.add(
                 f"{what} {tensor.name!r}",
-                f"type {kind}; full-integer models have INT8 (convert with int8 inputs and outputs)",
+                f"type {kind}; full-integer models have INT8 (convert with int8 inputs and "
+                "outputs)",
             )
             return None
         if tensor.scale.size != 1:
@@ -600,7 +603,9 @@ class _Reader:
 
     op_squeeze = op_reshape
 
-    def op_quantize(self, o: Unknown, t: list[_Tensor | None], out: _Tensor, p: str, _: Any) -> bool:
+    def op_quantize(
+        self, o: Unknown, t: list[_Tensor | None], out: _Tensor, p: str, _: Any
+    ) -> bool:
         del o
         self.sources[out.index] = self.source(t[0], p)
         return False
