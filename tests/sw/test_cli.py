@@ -100,7 +100,7 @@ def test_train_convolutional_networks_with_what_suits_them(
     assert other["momentum"] is False
     assert other["weights_sha256"] != found["weights_sha256"]
     assert run_json(*words, "--int8-weights")["momentum"] is False
-    assert run_json("train", "--model", "ds-residual", *common)["momentum"] is True
+    assert run_json("train", "--model", "ds-residual", *common)["momentum"] is False
     capsys.readouterr()
     words = ("train", "--model", "cnn:3", "--dataset", "images.npz", "--quiet")
     assert "has labels up to 9 and the network 'cnn:3' 3 outputs" in refused(capsys, *words)

@@ -101,7 +101,7 @@ def test_the_comparison_with_pytorch_is_a_measurement(tmp_path: Path) -> None:
     assert abs(results["difference_points"]) < 1
 
 
-def test_pytorch_trains_convolutional_networks_with_momentum() -> None:
+def test_pytorch_trains_convolutional_networks_with_and_without_momentum() -> None:
     torch = pytest.importorskip("torch")
     rng = np.random.default_rng(0)
     y = np.arange(40) % 10

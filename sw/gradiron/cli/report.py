@@ -219,13 +219,13 @@ def _image_task(model: str) -> Task:
 
 def choice_demo(session: Session) -> Row:
     """Settings of the demo: 64-32-10 on the handwritten digits, few steps."""
-    grid = _grid(DEMO_EPOCHS, DEMO_BATCH, (1, 2, 3), LATE)
+    grid = _grid(DEMO_EPOCHS, DEMO_BATCH, (0, 1, 2, 3), LATE)
     return Task(DEMO_MODEL, DEMO_DATASET, grid, DEMO_RECIPE, 287).choose(session)
 
 
 def choice_digits(session: Session) -> Row:
     """Settings of 64-32-10 on the handwritten digits."""
-    return _task("digits", "digits", 287, None, _grid(24, 8, (2, 3, 4), LATE)).choose(session)
+    return _task("digits", "digits", 287, None, _grid(24, 8, (1, 2, 3, 4), LATE)).choose(session)
 
 
 def choice_mlp(session: Session) -> Row:
