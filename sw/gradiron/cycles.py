@@ -18,6 +18,7 @@ from gradiron.arch.timing import (
     chore_cycles,
     fetch_stages,
     loss_divider_cycles,
+    stepwise_windows,
 )
 from gradiron.errors import MachineError
 
@@ -82,6 +83,11 @@ def window(config: Config, fields: Mapping[str, int], registers: Mapping[str, in
     planes = 2 if out in (Out.LOGITS, Out.MASTER, Out.MOMENTUM) else 1
     operands = {_region(registers, "A_BASE"), _region(registers, "B_BASE")}
     result, low = _region(registers, "O_BASE"), _region(registers, "O_LO")
+    if config.stepwise:
+        lengths = stepwise_windows(config)
+        if out == Out.LOGITS:
+            return Window(lengths["logits"], 1)
+        return Window(lengths["master" if out == Out.MASTER else "int8"], planes - 1)
     reads: list[int] = []
     if fields["mask"]:
         reads.append(_region(registers, "M_BASE"))
@@ -89,12 +95,7 @@ def window(config: Config, fields: Mapping[str, int], registers: Mapping[str, in
         reads.append(result)
     if out == Out.MASTER:
         reads.append(low)
-    if config.single_port:
-        used = {*reads, result} | ({low} if planes == 2 else set[int]())
-        slots = len(reads) + planes + bool(used & operands)
-        return Window(max(slots, config.groups), planes - 1)
-    need = config.groups
-    phase = 0
+    need, phase = 1, 0
     for index, region in enumerate(reads):
         if index and region == reads[0]:
             phase = 1
@@ -147,7 +148,7 @@ def product_cycles(
     tiles = _ceil(registers["N_C"], cols)
     bias = fields["bias"]
     momentum = fields["out"] == Out.MOMENTUM
-    drain = 5 + shape.late
+    drain = 4 + shape.late
     if fields["transposed"]:
         groups = _ceil(pixels, rows)
         tile = blocks * rows + bias + (rows if serial else 0)
@@ -156,17 +157,17 @@ def product_cycles(
         steps = tiles * groups * tile + rows
         finished = taps * run * tiles
         busy = tiles * groups * (taps * run + bias)
-        chore = chore_cycles("momentum bias" if momentum else "update bias", config.groups)
+        chore = chore_cycles("momentum bias" if momentum else "update bias", config)
         stalls = tiles * bias * (chore - 1)
         valid = (run - 1) % rows + 1
         first = steps - (rows - valid) + 1 + fetch_stages(config) + latency
         if momentum:
-            length = chore_cycles("momentum row", config.groups)
+            length = chore_cycles("momentum row", config)
             stalls += finished * (length - 1)
             end = first + stalls + 2
         else:
             stalls += finished * (shape.cycles - 1)
-            if config.single_port:
+            if config.stepwise:
                 stalls += drain * _gaps_after_rows(
                     config,
                     run=run,
@@ -176,7 +177,7 @@ def product_cycles(
                     tiles=tiles,
                     padded=padded,
                 )
-            end = first + stalls + 6 + shape.late
+            end = first + stalls + 5 + shape.late
         end = max(end, steps + 1 + fetch_stages(config) + stalls)
     else:
         load = cols if fields["b"] else rows
@@ -193,8 +194,8 @@ def product_cycles(
         finished = pixels * tiles
         busy = pixels * tiles * blocks
         stalls = finished * (shape.cycles - 1)
-        stalls += tiles * bias * chore_cycles("load bias", config.groups)
-        if config.single_port:
+        stalls += tiles * bias * chore_cycles("load bias", config)
+        if config.stepwise:
             # A finished tile is followed by rows of the next tap or a gap; with one tap by finished
             # rows, or by the chore of the next column tile.
             gaps = 0
@@ -205,7 +206,7 @@ def product_cycles(
             if blocks > 1 or slot(last) != last:
                 gaps -= 1
             stalls += drain * gaps
-        end = steps + fetch_stages(config) + latency + 7 + stalls + shape.late
+        end = steps + fetch_stages(config) + latency + 6 + stalls + shape.late
     return 1 + (PREPARE_CYCLES - 1) + 1 + end + (POST_CYCLES - 1), busy
 
 
