@@ -152,11 +152,13 @@ class Lane(wiring.Component):
         m.d.comb += x.eq(self.value ^ sign.replicate(32))
         wide: Value = Cat(fill.replicate(32), x)
         rest: Value = Const(1, 1)  # all bits that leave the fraction are ones
-        for stage in reversed(range(6)):
+        # Small steps first: until the large ones, most bits have a single source. Only the step by
+        # 32 loses bits of x, at most 15; the others let go of what was filled in.
+        for stage in range(6):
             step = 1 << stage
             shifted = Signal(64, name=f"shifted_{stage}")
-            if stage < 4:  # further up only the fill leaves
-                rest = rest & (~right[stage] | wide[:step].all())
+            if step == 32:
+                rest = ~right[stage] | wide[17:step].all()
             m.d.comb += shifted.eq(Mux(right[stage], wide >> step, wide))
             wide = shifted
         negate = Signal()
@@ -207,8 +209,11 @@ class Lane(wiring.Component):
         least = Signal()  # below the smallest, though it has the format's bits
         over, under = Signal(), Signal()
         differs = Signal(34)
-        empty_7, empty_15 = ~total[:7].any(), ~total[8:15].any()
+        empty_7, empty_15, empty_31 = Signal(), Signal(), Signal()
         m.d.comb += [
+            empty_7.eq(~total[:7].any()),
+            empty_15.eq(~total[8:15].any()),
+            empty_31.eq(empty_7 & ~total[7] & empty_15 & ~total[15:31].any()),
             differs.eq(total.as_unsigned() ^ sign.replicate(34)),
             wild.eq(
                 differs[31:].any()
@@ -224,7 +229,7 @@ class Lane(wiring.Component):
                     Mux(
                         is_word,
                         empty_15 & (is_plane | (empty_7 & ~total[7])),
-                        ~is_load & ~total[:31].any(),
+                        ~is_load & empty_31,
                     ),
                 )
             ),
@@ -232,22 +237,18 @@ class Lane(wiring.Component):
             under.eq(Mux(too_far, negate, (wild & sign) | least)),
             self.clipped.eq(over | under),
         ]
-        for k in range(32):
-            # What is left of the largest and of the smallest number of the format.
-            outside: Value = Const(0, 1)
-            if k >= 7:
-                outside = outside | is_narrow
-            if k >= 15:
-                outside = outside | is_word
-            if k >= 30:
-                outside = outside | is_load
-            if k == 31:
-                outside = Const(1, 1)
-            lowest, highest = outside, ~(outside | is_load)
-            if k == 0:
-                lowest = ~(is_plane | is_load)
-            if k == 30:
-                highest = ~(is_narrow | is_word)
-            if k == 8:
-                lowest = is_narrow | is_plane
-            m.d.comb += self.result[k].eq(Mux(over, highest, Mux(under, lowest, total[k])))
+        # Bits of the largest and of the smallest number of the format: a few kinds of bits.
+        kinds: dict[tuple[int, ...], tuple[Value, Value]] = {
+            (0,): (~is_load, ~(is_plane | is_load)),
+            tuple(range(1, 7)): (~is_load, Const(0, 1)),
+            (7, *range(9, 15)): (~(is_narrow | is_load), is_narrow),
+            (8,): (~(is_narrow | is_load), is_narrow | is_plane),
+            tuple(range(15, 30)): (~(is_narrow | is_word | is_load), is_narrow | is_word),
+            (30,): (~(is_narrow | is_word), is_narrow | is_word | is_load),
+            (31,): (Const(0, 1), Const(1, 1)),
+        }
+        for places, (highest, lowest) in kinds.items():
+            limit = Signal(name=f"limit_{places[0]}")
+            m.d.comb += limit.eq(Mux(under, lowest, highest))
+            for k in places:
+                m.d.comb += self.result[k].eq(Mux(self.clipped, limit, total[k]))

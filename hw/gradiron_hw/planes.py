@@ -62,7 +62,7 @@ class Planes(wiring.Component):
             waiting = Signal(group, name=f"waiting_{name}")
             with m.If(load):
                 m.d.sync += waiting.eq(new)
-            with m.If(self.approach & ~self.direct):
+            with m.If(self.approach):
                 m.d.sync += here.eq(waiting)
             with m.If(load & self.direct):
                 m.d.sync += here.eq(new)

@@ -239,7 +239,7 @@ class VectorPath(wiring.Component):
             bank.group.eq(Mux(chores.held, chores.group, group)),
             bank.write.eq(finish.valid & in_bank),
             planes.push.eq(finish.valid),
-            planes.approach.eq(move.valid),
+            planes.approach.eq(move.valid & ~chores.passes),
         ]
         row = Signal(32 * lanes)
         # A pass selects its row or planes in the cycle after the issue.
@@ -361,6 +361,7 @@ class VectorPath(wiring.Component):
             came_high.eq(window.read_high | (chores.read & chores.planes & ~chores.low)),
             came_low.eq(window.read_low | (chores.read & chores.planes & chores.low)),
             came_words.eq(chores.read & ~chores.planes),
+            planes.direct.eq(chores.read),
             came_word.eq(chores.word),
         ]
         m.d.comb += [
@@ -371,7 +372,6 @@ class VectorPath(wiring.Component):
             planes.load_low.eq(came_low),
             planes.new_high.eq(u.data),
             planes.new_low.eq(u.data),
-            planes.direct.eq(chores.held),
         ]
 
         if config.stepwise:
@@ -443,7 +443,7 @@ class VectorPath(wiring.Component):
             x.data.eq(planes.out_low),
             self.fault.eq(u.oor | w.oor | v.oor | x.oor),
         ]
-        with m.If(~chores.held):
+        with m.If(~planes.direct):
             m.d.comb += planes.new_low.eq(v.data)
         with m.If(chores.read | chores.write):
             for channel in (u, w):
