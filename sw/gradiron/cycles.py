@@ -178,7 +178,7 @@ def product_cycles(
                     padded=padded,
                 )
             end = first + stalls + 5 + shape.late
-        end = max(end, steps + 1 + fetch_stages(config) + stalls)
+        end = max(end, steps + 4 + stalls + (drain if config.stepwise else 0))
     else:
         load = cols if fields["b"] else rows
         size = registers["N_G"]
