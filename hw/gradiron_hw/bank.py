@@ -61,16 +61,12 @@ class Bank(wiring.Component):
         value = Signal(width)
         m.d.comb += [
             self.part.eq(self.data.word_select(number, self.part_bits)),
-            enable.eq(
-                Cat(*[self.write | (self.take & (number == part)) for part in range(parts)])
-            ),
+            enable.eq(Cat(*[self.write | (self.take & (number == part)) for part in range(parts)])),
             value.eq(Mux(self.take, Cat(*[self.bytes for _ in range(parts)]), self.result)),
         ]
         if config.groups > 1:
             slots = 4 if config.momentum else 2
-            m.submodules.memory = memory = Memory(
-                shape=width, depth=slots * config.groups, init=[]
-            )
+            m.submodules.memory = memory = Memory(shape=width, depth=slots * config.groups, init=[])
             read = memory.read_port()
             write = memory.write_port(granularity=self.part_bits)
             place = Cat(self.group, self.slot)

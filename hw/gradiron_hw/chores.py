@@ -62,9 +62,7 @@ CHORES: dict[str, tuple[Chore, ...]] = {
     "update bias": (
         Chore("wait"),
         Chore("read", "BIAS"),
-        Chore(
-            *("pass", "", "", Slot.BIAS, "row", "bias", _SR, Use.DB, Post.BIAS_SUB), count=True
-        ),
+        Chore(*("pass", "", "", Slot.BIAS, "row", "bias", _SR, Use.DB, Post.BIAS_SUB), count=True),
         Chore("write", "BIAS"),
         Chore("release"),
     ),

@@ -1,4 +1,4 @@
-"""The planes of a row: what is stored of it on its way to the lanes, and results on their way out."""
+"""The planes of a row: what is stored of it comes in, results go out."""
 
 from amaranth.hdl import Cat, Module, Signal
 from amaranth.lib import wiring

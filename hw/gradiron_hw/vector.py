@@ -13,6 +13,8 @@ are short fixed sequences of reads, lane passes and writes, during which the eng
 `chores`.
 """
 
+from typing import Any
+
 from amaranth.hdl import Cat, Module, Mux, Signal, Value, signed, unsigned
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
@@ -177,9 +179,7 @@ class VectorPath(wiring.Component):
         written = Signal()  # results of a whole row are in the planes from the next cycle on
         m.d.comb += written.eq(finish.valid & finish.last)
         pending = self._memory(m, window, chores, bank, planes, result, issue, written)
-        m.d.comb += busy.eq(
-            issue.valid | select.valid | move.valid | finish.valid | pending.any()
-        )
+        m.d.comb += busy.eq(issue.valid | select.valid | move.valid | finish.valid | pending.any())
         return m
 
     def _lanes(
@@ -189,9 +189,9 @@ class VectorPath(wiring.Component):
         bank: Bank,
         planes: Planes,
         group: Value,
-        select: Signal,
-        move: Signal,
-        finish: Signal,
+        select: Any,
+        move: Any,
+        finish: Any,
         result: ResultAddress,
     ) -> None:
         """Lanes with all that goes in and out, the largest magnitude, the saturations."""
@@ -234,7 +234,9 @@ class VectorPath(wiring.Component):
         m.d.comb += [
             in_bank.eq(chores.passes & chores.to_bank),
             bank.slot.eq(
-                Mux(chores.held, chores.slot, Mux(mm.bias & ~mm.transposed, Slot.BIAS, Slot.NOTHING))
+                Mux(
+                    chores.held, chores.slot, Mux(mm.bias & ~mm.transposed, Slot.BIAS, Slot.NOTHING)
+                )
             ),
             bank.group.eq(Mux(chores.held, chores.group, group)),
             bank.write.eq(finish.valid & in_bank),
@@ -300,7 +302,7 @@ class VectorPath(wiring.Component):
         bank: Bank,
         planes: Planes,
         result: ResultAddress,
-        issue: Signal,
+        issue: Any,
         written: Signal,
     ) -> Signal:
         """Reads and writes of data memory.
@@ -310,7 +312,6 @@ class VectorPath(wiring.Component):
         pending : planes of a finished row that are still to be written
         """
         config, r, mm = self.config, self.d.regs, self.d.mm
-        word_bits = 8 * config.cols
         u, w = self.u, self.w
         two_planes = (
             (mm.out == Result.MASTER) | (mm.out == Result.MOMENTUM) | (mm.out == Result.LOGITS)
@@ -343,7 +344,9 @@ class VectorPath(wiring.Component):
             Cat(*[result.valid[(k * part + i) // 4] for i in range(part)]) for k in range(words)
         ]
         bias_mask = Cat(*per_byte).word_select(chores.word, part)
-        bias_offset = Cat(chores.word << part.bit_length() - 1, 0)[: (4 * config.cols - 1).bit_length()]
+        bias_offset = Cat(chores.word << part.bit_length() - 1, 0)[
+            : (4 * config.cols - 1).bit_length()
+        ]
         bias_offset = (result.column << 2) | bias_offset
         chore_offset = Mux(chores.planes, result.offset, bias_offset)
         chore_mask = Mux(chores.planes, result.valid, bias_mask)

@@ -66,9 +66,7 @@ class Window(wiring.Component):
         out = self.d.mm.out
         reads_high, reads_low = Signal(), Signal()
         m.d.comb += [
-            reads_high.eq(
-                self.d.mm.mask | (out == Result.MASTER) | (out == Result.INT8_WEIGHTS)
-            ),
+            reads_high.eq(self.d.mm.mask | (out == Result.MASTER) | (out == Result.INT8_WEIGHTS)),
             reads_low.eq(out == Result.MASTER),
         ]
         phase = Signal(range(32))  # of the next cycle; 0: no window is in progress
@@ -89,7 +87,6 @@ class Window(wiring.Component):
                 m.d.comb += last.eq(lengths["logits"] - 1)
             with m.Elif(reads_low):
                 m.d.comb += last.eq(lengths["master"] - 1)
-            group = Signal(range(config.groups + 1))
             m.d.comb += [
                 self.read_high.eq(reads_high & (phase == READ_HIGH)),
                 self.read_low.eq(reads_low & (phase == READ_LOW)),

@@ -178,7 +178,9 @@ def product_cycles(
                     padded=padded,
                 )
             end = first + stalls + 5 + shape.late
-        end = max(end, steps + 4 + stalls + (drain if config.stepwise else 0))
+        # Steps may be left after the last rows, and wait for these to be written.
+        drains = config.stepwise and not momentum
+        end = max(end, steps + 4 + stalls + (drain if drains else 0))
     else:
         load = cols if fields["b"] else rows
         size = registers["N_G"]
