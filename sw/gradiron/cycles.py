@@ -178,9 +178,10 @@ def product_cycles(
                     padded=padded,
                 )
             end = first + stalls + 5 + shape.late
-        # Steps may be left after the last rows, and wait for these to be written.
-        drains = config.stepwise and not momentum
-        end = max(end, steps + 4 + stalls + (drain if drains else 0))
+        # Steps may be left when the last row arrives, and wait until it has been written.
+        if config.stepwise and not momentum and rows - valid >= latency + 3:
+            stalls += drain
+        end = max(end, steps + 1 + fetch_stages(config) + stalls)
     else:
         load = cols if fields["b"] else rows
         size = registers["N_G"]
