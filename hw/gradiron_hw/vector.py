@@ -368,7 +368,8 @@ class VectorPath(wiring.Component):
             came_word.eq(chores.word),
         ]
         m.d.comb += [
-            bank.take.eq(came_words),
+            # A chore that has been stopped leaves the slot NOTHING as it is.
+            bank.take.eq(came_words & chores.held),
             bank.word.eq(Mux(came_words, came_word, chores.word)),
             bank.bytes.eq(u.data),
             planes.load_high.eq(came_high),
