@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from gradiron.arch import isa
 from gradiron.arch.config import Config
-from gradiron.arch.isa import Out
+from gradiron.arch.isa import BMode, Out
 from gradiron.arch.timing import (
     COUNT_STEP_CYCLES,
     ENDLOOP_CYCLES,
@@ -107,18 +107,30 @@ def window(config: Config, fields: Mapping[str, int], registers: Mapping[str, in
 
 
 def _gaps_after_rows(
-    config: Config, *, run: int, taps: int, serial: bool, groups: int, tiles: int, padded: bool
+    config: Config,
+    *,
+    run: int,
+    taps: int,
+    by_channel: bool,
+    bias: int,
+    serial: bool,
+    groups: int,
+    tiles: int,
+    padded: bool,
 ) -> int:
     """How often, in a transposed product, finished rows are followed by an advance without one.
 
-    The rows of a column tile come tap by tap: J rows, then what is missing to a multiple of R.
+    The rows of a column tile come tap by tap: J rows, then what is missing to a multiple of R; by
+    channel, one row at the end of a tap, so that only the bias row of the next tile can follow it.
     Nothing follows the last of all. Where all rows count, only what comes between column tiles
     does: rows of the next one, or the chore before them, if that tile has a single group and
     nothing else to wait for.
     """
-    if run % config.rows:
+    if run % config.rows and not by_channel:
         return taps * tiles - 1
-    return 0 if groups == 1 and not serial and not padded else tiles - 1
+    within = (taps - 1) * tiles if by_channel else 0
+    direct = groups == 1 and not serial and not padded and (bias or not by_channel)
+    return within + (0 if direct else tiles - 1)
 
 
 def product_cycles(
@@ -141,8 +153,11 @@ def product_cycles(
     rows, cols = config.rows, config.cols
     latency = rows.bit_length()
     shape = window(config, fields, registers)
+    mode = BMode(fields["b"])
     serial = _region(registers, "A_BASE") == _region(registers, "B_BASE")
-    pixels, run = registers["N_P"], registers["N_J"]
+    serial = serial and mode not in (BMode.IDENTITY, BMode.GATE)
+    # By channel a tap is one byte for each column of a tile, whatever N_J and N_C are.
+    pixels, run = registers["N_P"], cols if mode.by_channel else registers["N_J"]
     taps = registers["N_TY"] * registers["N_TX"]
     blocks = taps * _ceil(run, rows)
     tiles = _ceil(registers["N_C"], cols)
@@ -155,7 +170,7 @@ def product_cycles(
         padded = tile < HAZARD
         tile = max(tile, HAZARD)
         steps = tiles * groups * tile + rows
-        finished = taps * run * tiles
+        finished = taps * tiles * (1 if mode.by_channel else run)
         busy = tiles * groups * (taps * run + bias)
         chore = chore_cycles("momentum bias" if momentum else "update bias", config)
         stalls = tiles * bias * (chore - 1)
@@ -172,6 +187,8 @@ def product_cycles(
                     config,
                     run=run,
                     taps=taps,
+                    by_channel=mode.by_channel,
+                    bias=bias,
                     serial=serial,
                     groups=groups,
                     tiles=tiles,
@@ -183,7 +200,7 @@ def product_cycles(
             stalls += drain
         end = max(end, steps + 1 + fetch_stages(config) + stalls)
     else:
-        load = cols if fields["b"] else rows
+        load = cols if mode == BMode.COLUMNS else rows
         size = registers["N_G"]
         full, rest = divmod(pixels, size)
         sizes = [(size, full)] + ([(rest, 1)] if rest else [])
