@@ -40,6 +40,24 @@ def simulation_module(name: str) -> Any:
         raise MissingExtraError(missing, SIMULATION_EXTRA, "simulating the hardware") from None
 
 
+def is_board(engine: str) -> bool:
+    """Whether a name is that of a board, whose machine is what it is."""
+    return engine.partition(":")[0] in (SERIAL, REPLAY)
+
+
+def engine_name(text: str) -> str:
+    """A name for `open_engine`, or of a board for `open_device`.
+
+    Raises
+    ------
+    ValueError
+        For anything else.
+    """
+    if text in ENGINES or is_board(text):
+        return text
+    raise ValueError(f"{text!r} is none of {', '.join(ENGINES)}, {SERIAL}:PORT, {REPLAY}:FILE")
+
+
 def open_engine(engine: str, config: Config, **options: Any) -> Device:
     """A device of a kind.
 
@@ -95,7 +113,7 @@ def open_device(spec: str = GOLDEN, *, config: Config | None = None, **options: 
         For an array that cannot exist, or one that is given twice and differs.
     """
     engine, _, array = spec.partition(":")
-    if engine in (SERIAL, REPLAY):
+    if is_board(spec):
         from gradiron.serial_device import Replay, open_serial, open_transport
 
         if engine == SERIAL:

@@ -375,6 +375,8 @@ class HostLink:
         if answer.number != self._number:
             return False
         if answer.version != LINK_VERSION:
+            if answer.frame() == request.frame(self._number):
+                return False  # a line that echoes
             raise LinkError(
                 f"the device at {self.transport.name} speaks version {answer.version} of the link, "
                 f"this driver version {LINK_VERSION}; build the device from the version of this "

@@ -10,7 +10,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 
-from gradiron.cli import bench, planning, programs, report, training
+from gradiron.cli import bench, boards, planning, programs, report, training
 from gradiron.errors import GradironError
 
 BAD_INPUT = 2
@@ -29,6 +29,8 @@ def parser() -> argparse.ArgumentParser:
     bench.add_bench(commands)
     report.add_report(commands)
     planning.add_plan(commands)
+    boards.add_simulate_board(commands)
+    boards.add_c_driver(commands)
     programs.add_asm(commands)
     programs.add_disasm(commands)
     programs.add_isa(commands)

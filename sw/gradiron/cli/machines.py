@@ -11,7 +11,7 @@ from pathlib import Path
 
 from gradiron.arch.config import MAX_REGION_BYTES, Config, simulation_config, up5k_config
 from gradiron.compiler import GemmProgram, Program, compile_graph, gemm_program
-from gradiron.engines import DEFAULT_ARRAY
+from gradiron.engines import DEFAULT_ARRAY, GOLDEN, is_board, open_device
 from gradiron.errors import ConfigError, ModelError
 from gradiron.graph import Graph
 from gradiron.networks import network
@@ -73,8 +73,12 @@ def fitted_config(graph: Graph, batch: int, array: str = DEFAULT_ARRAY) -> Confi
     return _fitted(compile_graph(graph, _wide(array), batch), LEAST_REGION)
 
 
-def network_program(graph: Graph, batch: int, array: str | None, board: str = "sim") -> Program:
+def network_program(
+    graph: Graph, batch: int, array: str | None, board: str = "sim", *, engine: str = GOLDEN
+) -> Program:
     """A network, compiled for a board or for a simulated machine that fits it.
+
+    An engine that is a board is asked which machine it has.
 
     Raises
     ------
@@ -83,8 +87,9 @@ def network_program(graph: Graph, batch: int, array: str | None, board: str = "s
     ConfigError
         For an array that the board does not have.
     """
+    config = _connected(engine, array) if is_board(engine) else _board(board, array)
     return compile_graph(
-        graph, _board(board, array) or fitted_config(graph, batch, array or DEFAULT_ARRAY), batch
+        graph, config or fitted_config(graph, batch, array or DEFAULT_ARRAY), batch
     )
 
 
@@ -92,6 +97,15 @@ def product_program(m: int, n: int, k: int, order: str, array: str) -> GemmProgr
     """One product, compiled for a simulated machine that fits it."""
     wide = gemm_program(_wide(array), m, n, k, order)
     return gemm_program(_fitted(wide.program, GEMM_REGION), m, n, k, order)
+
+
+def _connected(engine: str, array: str | None) -> Config:
+    """The machine of a board that is connected."""
+    with open_device(engine) as device:
+        config = device.config
+    if array is not None and array.lower() != config.array:
+        raise ConfigError(f"the board at {engine} has the array {config.array}, not {array}")
+    return config
 
 
 def _board(board: str, array: str | None) -> Config | None:

@@ -20,7 +20,15 @@ from gradiron.cli.plots import plot_accuracy
 from gradiron.compiler import Program
 from gradiron.data import DATASETS, Dataset, load
 from gradiron.device import Device
-from gradiron.engines import CXXRTL, ENGINES, GOLDEN, open_engine, simulation_module
+from gradiron.engines import (
+    CXXRTL,
+    GOLDEN,
+    engine_name,
+    is_board,
+    open_device,
+    open_engine,
+    simulation_module,
+)
 from gradiron.errors import DataError, MissingExtraError
 from gradiron.float_twin import FloatTwin
 from gradiron.graph import TRAIN, Graph
@@ -131,10 +139,21 @@ def add_train(commands: Any) -> None:
     parser.set_defaults(run=train)
 
 
+def _engine(text: str) -> str:
+    try:
+        return engine_name(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def _add_common(parser: argparse.ArgumentParser, *, engine: str) -> None:
     machines.add_machine(parser)
     parser.add_argument(
-        "--engine", choices=ENGINES, default=engine, help=f"what trains (default {engine})"
+        "--engine",
+        type=_engine,
+        default=engine,
+        metavar="ENGINE",
+        help=f"what trains: golden, cxxrtl, pysim, or a board at serial:PORT (default {engine})",
     )
     parser.add_argument("--epochs", type=int, metavar="N", help="passes over the data")
     parser.add_argument(
@@ -219,6 +238,8 @@ class Outcome:
 
 def open_for(run: Run, **options: Any) -> Device:
     """The device of a run, with lines about its build."""
+    if is_board(run.engine):
+        return open_device(run.engine, config=run.program.config)
     if run.engine == CXXRTL and not run.quiet:
         options["progress"] = note
     return open_engine(run.engine, run.program.config, **options)
@@ -420,10 +441,10 @@ def _finish(args: argparse.Namespace, run: Run, plot: str | None, *, needed: boo
 
 def _check_options(args: argparse.Namespace) -> None:
     check_output(args.json, args.plot, args.trace)
-    if args.trace is not None and args.engine == GOLDEN:
+    if args.trace is not None and (args.engine == GOLDEN or is_board(args.engine)):
         raise DataError(
-            "--trace shows what the units of the hardware do; the golden model has none, take "
-            "--engine cxxrtl"
+            "--trace shows what the units of the hardware do, which neither the golden model nor a "
+            "board tells; take --engine cxxrtl"
         )
 
 
@@ -440,7 +461,7 @@ def demo(args: argparse.Namespace) -> int:
         rate=DEMO_RATE,
         seed=args.seed,
     )
-    program = machines.network_program(graph, settings.batch, args.array)
+    program = machines.network_program(graph, settings.batch, args.array, engine=args.engine)
     run = Run(graph, data, settings, program, args.engine, check=True, quiet=args.quiet)
     return _finish(args, run, args.plot or DEMO_PLOT, needed=args.plot is not None)
 
@@ -466,7 +487,7 @@ def train(args: argparse.Namespace) -> int:
     data = load(args.dataset, args.data).limited(args.train_samples, args.test_samples)
     if args.validation is not None:
         data = data.validation(args.validation)
-    program = machines.network_program(graph, settings.batch, args.array)
+    program = machines.network_program(graph, settings.batch, args.array, engine=args.engine)
     run = Run(
         graph,
         data,
