@@ -33,7 +33,7 @@ UNITS: dict[str, tuple[str, int]] = {
     "array": (r"engine\.array(\..*)?", 330),
     "transposer and accumulators": (r"engine(\.transposer)?", 480),
     "operand fetch": (r"engine\.stream", 1000),
-    "vector path": (r"vector", 1100),
+    "vector path": (r"vector(\..*)?", 1100),
     "scalar unit": (r"scalar", 300),
     "loss": (r"loss", 350),
     "random numbers": (r"random|key", 300),

@@ -1,53 +1,45 @@
-"""The core: sequencer, registers, host port, and the units around data memory.
+"""The core: the sequencer, and all units put together.
 
-The sequencer fetches a word per cycle. A SET and the control instructions take one cycle; MM and
-LOSS prepare (exponents, shift amounts, random key), run, and finish (saturations, tracker). Any
-error stops all units at once.
+The sequencer fetches a word per cycle. A SET, LOOP, WAIT and HALT take one cycle; MM and LOSS
+prepare (exponents, shift amounts, random key), run, and finish (saturations, tracker). Any error
+stops all units at once.
 """
 
 from __future__ import annotations
 
-from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value, signed
+from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value
 from amaranth.lib import data, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
-from gradiron.arch.config import TENSORS, Config
-from gradiron.arch.isa import (
-    BY_NAME,
-    CSR_BY_NAME,
-    CSRS,
-    DEVICE_ID,
-    ISA_VERSION,
-    LOOP_DEPTH,
-    REGISTERS,
-    ErrorCause,
-    Kind,
-    MachineState,
-    Pass,
-    Space,
-)
-from gradiron.arch.isa import Out as Result
+from gradiron.arch.config import Config
+from gradiron.arch.isa import BY_NAME, LOOP_DEPTH, ErrorCause, MachineState
+from gradiron_hw.control import ControlStore
 from gradiron_hw.decoder import Decoder
-from gradiron_hw.descriptor import (
-    descriptor_layout,
-    mm_layout,
-    register_shape,
-)
+from gradiron_hw.descriptor import DescriptorRegisters, mm_layout
 from gradiron_hw.engine import ProductEngine
+from gradiron_hw.host import (
+    CONTROL_CLEAR,
+    CONTROL_RESET,
+    CONTROL_RESUME,
+    CONTROL_START,
+    HostPort,
+)
 from gradiron_hw.loss import LossUnit
 from gradiron_hw.memory import DataMemory
 from gradiron_hw.random import KeyUnit, RandomBlock
 from gradiron_hw.scalar import ScalarUnit
+from gradiron_hw.state import COUNTERS, StateMemory
 from gradiron_hw.vector import VectorPath
 
-CONTROL_START, CONTROL_RESUME, CONTROL_RESET, CONTROL_CLEAR = range(4)
+INSTRUCTION = data.StructLayout({"mm": mm_layout(), "is_loss": 1})
+"""An MM, or a LOSS with its fields in the same bits."""
 
 
 class Core(wiring.Component):
     """A whole machine behind its host port.
 
-    A request is taken whenever `req_valid` is high; its response comes in the next cycle.
+    A request is held until `req_ready`, which comes with its response.
 
     Parameters
     ----------
@@ -105,6 +97,10 @@ class Core(wiring.Component):
         bits, size = config.offset_bits, config.word_bytes
         single = config.single_port
         m.submodules.decoder = decoder = Decoder(config)
+        m.submodules.registers = registers = DescriptorRegisters(config)
+        m.submodules.control = control = ControlStore(config)
+        m.submodules.state_memory = words = StateMemory(config)
+        m.submodules.host = host = HostPort(config)
         m.submodules.engine = engine = ProductEngine(config, technology=self.technology)
         m.submodules.vector = vector = VectorPath(config)
         m.submodules.scalar = scalar = ScalarUnit(config)
@@ -124,77 +120,58 @@ class Core(wiring.Component):
 
         # --- state --------------------------------------------------------------------------------
         state = Signal(3)
-        cause = Signal(8)
+        cause = Signal(range(max(ErrorCause) + 1))
         pc = Signal(config.pc_bits)
-        entry = Signal(config.pc_bits)
         mode = Signal()
-        seed, step, loss_sum = Signal(32), Signal(32), Signal(32)
-        rate = Signal(signed(6))
-        regs = Signal(
-            descriptor_layout(config), init={r.name: r.reset for r in REGISTERS if r.reset}
-        )
-        mm = Signal(mm_layout())
-        is_loss = Signal()
-        loss_grad, loss_predict = Signal(), Signal()
-        counted_pass = Signal(2)
         m.d.comb += self.state.eq(state)
+        running = Signal()
+        waiting = (state == MachineState.WAITING) | (state == MachineState.PAUSED)
+        m.d.comb += running.eq(state == MachineState.RUNNING)
 
         fault = Signal()
-        fault_cause = Signal(8)
+        fault_cause = Signal(range(max(ErrorCause) + 1))
         halt_units = Signal()
         abort = Signal()  # the host's reset
         clear_units = Signal()
         m.d.comb += halt_units.eq(fault | abort)
         m.d.sync += clear_units.eq(halt_units)
 
-        running = state == MachineState.RUNNING
+        # --- the instruction ----------------------------------------------------------------------
+        word = fetch.data
+        operand = word[:24]
+        loss_instruction = BY_NAME["LOSS"]
+        of_word = data.View(INSTRUCTION, Cat(operand[: mm_layout().size], decoder.of_loss))
+        instruction = Signal(INSTRUCTION)
+        if single:
+            # The word stays where it is while the instruction is executed.
+            m.d.comb += instruction.eq(of_word)
+        else:
+            with m.If(decoder.is_mm | decoder.is_loss):
+                m.d.sync += instruction.eq(of_word)
+        mm, is_loss = instruction.mm, instruction.is_loss
+        fields = mm.as_value()
+        counted_pass = mm["pass"]
+        loss_grad = fields[loss_instruction.field("grad").low]
+        loss_predict = fields[loss_instruction.field("predict").low]
 
         # --- sequencer ----------------------------------------------------------------------------
-        word = fetch.data
         m.d.comb += decoder.word.eq(word)
-        next_pc = Signal(config.pc_bits + 1)
-        target = Signal(config.pc_bits + 1)
         complete = Signal()  # the instruction at pc is done
-        m.d.comb += [next_pc.eq(pc + 1), target.eq(next_pc), fetch.addr.eq(pc)]
-        loops = [
-            Signal(data.StructLayout({"body": config.pc_bits, "left": 16}), name=f"loop_{i}")
-            for i in range(LOOP_DEPTH)
+        following = Signal(config.pc_bits + 1)
+        target = Signal(config.pc_bits)
+        ends = Signal()  # beyond the program memory
+        back = Signal()  # to the body of the innermost loop
+        m.d.comb += [
+            following.eq(pc + complete),
+            target.eq(Mux(back, control.body, following)),
+            ends.eq(following[-1] & ~back),
+            fetch.addr.eq(Mux(host.program_read, self.req_addr, target)),
+            control.next_pc.eq(following),
+            control.count.eq(operand),
         ]
-        depth = Signal(range(LOOP_DEPTH + 1))
         begin_run = Signal()
         in_run, in_prepare, in_post = Signal(), Signal(), Signal()
-        executing = Signal()
-        stops = Signal()  # WAIT or HALT
-
-        operand = word[:24]
-        mm_now = data.View(mm_layout(), word[: mm_layout().size])
-        loss_instruction = BY_NAME["LOSS"]
-        misaligned = Signal()
-        if config.lane_bytes == 2:
-            always = ("A_BASE", "B_BASE", "O_BASE", "A_SN", "A_SY", "A_SX", "A_TY", "A_TX", "A_Y0")
-            always += ("A_X0", "B_R", "O_OFF", "O_S2", "O_S1", "O_S0")
-            odd: Value = Cat(
-                *[
-                    regs[n].as_value()[0] if hasattr(regs[n], "as_value") else regs[n][0]
-                    for n in always
-                ]
-            ).any()
-            planes = (
-                (mm.out == Result.LOGITS) | (mm.out == Result.MASTER) | (mm.out == Result.MOMENTUM)
-            )
-            odd = odd | (~mm.transposed & (regs.B_TY[0] | regs.B_TX[0]))
-            odd = (
-                odd
-                | (planes & regs.O_LO[0])
-                | (mm.mask & regs.M_BASE[0])
-                | (mm.bias & regs.BIAS[0])
-            )
-            if config.momentum:
-                odd = odd | (
-                    (mm.out == Result.MOMENTUM)
-                    & (regs.V_HI[0] | regs.V_LO[0] | (mm.bias & regs.V_BIAS[0]))
-                )
-            m.d.comb += misaligned.eq(odd & ~is_loss)
+        executing, stops, halts = Signal(), Signal(), Signal()
 
         def fail(reason: ErrorCause | Value) -> None:
             m.d.comb += [fault.eq(1), fault_cause.eq(reason)]
@@ -204,6 +181,11 @@ class Core(wiring.Component):
             with m.If(halt_units | (complete & (stops | mode))):
                 m.next = "stopped"
 
+        m.d.comb += [
+            registers.number.eq(word[24:30]),
+            registers.operand.eq(operand),
+            registers.mm.eq(mm),
+        ]
         with m.FSM(name="sequencer"):
             with m.State("stopped"), m.If(running):
                 m.next = "execute"
@@ -212,57 +194,47 @@ class Core(wiring.Component):
                 with m.If(decoder.error != 0):
                     fail(decoder.error)
                 with m.If(decoder.is_set):
-                    m.d.comb += complete.eq(1)
-                    with m.Switch(word[24:30]):
-                        for register in REGISTERS:
-                            with m.Case(register.number):
-                                shape = register_shape(register, config)
-                                value: Value = operand[: shape.width]
-                                if register.kind == Kind.ADDRESS:
-                                    value = Cat(operand[: bits - 1], operand[22:24])
-                                m.d.sync += regs[register.name].eq(value)
+                    m.d.comb += [complete.eq(1), registers.write.eq(1)]
                 with m.If(decoder.is_halt):
-                    m.d.comb += [complete.eq(1), stops.eq(1)]
+                    m.d.comb += [complete.eq(1), stops.eq(1), halts.eq(1)]
                     m.d.sync += state.eq(MachineState.HALTED)
                 with m.If(decoder.is_wait):
                     m.d.comb += [complete.eq(1), stops.eq(1)]
                     m.d.sync += state.eq(MachineState.WAITING)
                 with m.If(decoder.is_step):
-                    m.d.comb += complete.eq(1)
-                    m.d.sync += step.eq(step + 1)
+                    m.d.comb += scalar.count_step.eq(1)
+                    m.next = "step"
                 with m.If(decoder.is_loop):
-                    with m.If(depth == LOOP_DEPTH):
+                    with m.If(control.depth == LOOP_DEPTH):
                         fail(ErrorCause.LOOP_STACK)
                     with m.Else():
-                        m.d.comb += complete.eq(1)
-                        m.d.sync += depth.eq(depth + 1)
-                        m.d.sync += [loops[0].body.eq(next_pc), loops[0].left.eq(operand[:16])]
-                        m.d.sync += [loops[i].eq(loops[i - 1]) for i in range(1, LOOP_DEPTH)]
+                        m.d.comb += [complete.eq(1), control.push.eq(1)]
                 with m.If(decoder.is_endloop):
-                    with m.If(depth == 0):
+                    m.d.comb += control.top.eq(1)
+                    with m.If(control.depth == 0):
                         fail(ErrorCause.LOOP_STACK)
-                    with m.Else():
-                        m.d.comb += complete.eq(1)
-                        with m.If(loops[0].left != 1):
-                            m.d.comb += target.eq(loops[0].body)
-                            m.d.sync += loops[0].left.eq(loops[0].left - 1)
-                        with m.Else():
-                            m.d.sync += depth.eq(depth - 1)
-                            m.d.sync += [loops[i].eq(loops[i + 1]) for i in range(LOOP_DEPTH - 1)]
+                    m.next = "endloop"
                 with m.If(decoder.is_mm | decoder.is_loss):
-                    m.d.sync += [
-                        mm.eq(mm_now),
-                        is_loss.eq(decoder.is_loss),
-                        counted_pass.eq(operand[0:2]),
-                        loss_grad.eq(operand[loss_instruction.field("grad").low]),
-                        loss_predict.eq(operand[loss_instruction.field("predict").low]),
-                    ]
                     m.next = "prepare"
                     m.d.comb += [scalar.prepare.eq(1), key.start.eq(1)]
                 leave()
+            with m.State("step"):
+                with m.If(scalar.done):
+                    m.d.comb += complete.eq(1)
+                    m.next = "execute"
+                leave()
+            with m.State("endloop"):
+                m.d.comb += [
+                    complete.eq(1),
+                    control.again.eq(1),
+                    back.eq(control.left),
+                    control.pop.eq(~control.left),
+                ]
+                m.next = "execute"
+                leave()
             with m.State("prepare"):
                 m.d.comb += in_prepare.eq(1)
-                with m.If(misaligned):
+                with m.If(registers.odd & ~is_loss):
                     fail(ErrorCause.MISALIGNED)
                 with m.Elif(scalar.done):
                     m.next = "begin"
@@ -277,8 +249,6 @@ class Core(wiring.Component):
                     with m.If(loss.error):
                         fail(loss.cause)
                     with m.Elif(loss.done):
-                        with m.If(loss_grad):
-                            m.d.sync += loss_sum.eq(loss.loss)
                         m.d.comb += scalar.post.eq(1)
                         m.next = "post"
                 with m.Else():
@@ -297,13 +267,11 @@ class Core(wiring.Component):
                     m.next = "execute"
                 leave()
 
-        halts = complete & executing & decoder.is_halt
         with m.If(complete & ~halts):
-            with m.If(target[-1]):
+            with m.If(ends):
                 fail(ErrorCause.PROGRAM_END)
             with m.Else():
                 m.d.sync += pc.eq(target)
-                m.d.comb += fetch.addr.eq(target)
                 with m.If(mode & ~stops):
                     m.d.sync += state.eq(MachineState.PAUSED)
         with m.If(fault):
@@ -316,7 +284,13 @@ class Core(wiring.Component):
         shift = Signal()
         m.d.sync += shift.eq(vector.advance & running_mm & ~begin_run & ~halt_units)
         for unit in (engine, vector, scalar):
-            m.d.comb += [unit.d.regs.eq(regs), unit.d.mm.eq(mm), unit.clear.eq(clear_units)]
+            m.d.comb += [
+                unit.d.regs.eq(registers.regs),
+                unit.d.mm.eq(mm),
+                unit.clear.eq(clear_units),
+            ]
+        regs = registers.regs
+        starting = Signal()
         m.d.comb += [
             engine.start.eq(begin_mm),
             engine.advance.eq(vector.advance & running_mm & ~begin_run),
@@ -330,17 +304,18 @@ class Core(wiring.Component):
             vector.shift_main.eq(scalar.shift_main),
             vector.shift_bias.eq(scalar.shift_bias),
             vector.rnd.eq(Cat(*[random.r[i] for i in range(config.lanes)])),
-            scalar.rate.eq(rate),
+            vector.forget.eq(scalar.forget | starting),
             scalar.is_loss.eq(is_loss),
             scalar.loss_grad.eq(loss_grad),
+            scalar.pass_.eq(counted_pass),
+            scalar.step.eq(control.step),
+            scalar.word.eq(words.word),
             scalar.largest.eq(vector.largest),
-            # Without a gradient the loss unit keeps the count of the last one.
-            scalar.saturations.eq(
-                Mux(is_loss, Mux(loss_grad, loss.saturations, 0), vector.saturations)
-            ),
             scalar.loss_shift.eq(loss.shift),
-            key.seed.eq(seed),
-            key.step.eq(step),
+            control.address.eq(scalar.next_step),
+            key.round.eq(scalar.key_round),
+            key.addend.eq(words.word),
+            key.tagged.eq(scalar.key_tensor),
             key.tensor.eq(regs.EXP[12:18]),
             random.en.eq(1),
             random.key.eq(key.key),
@@ -359,9 +334,20 @@ class Core(wiring.Component):
             loss.grad.eq(loss_grad),
             loss.predict.eq(loss_predict),
             loss.rnd_r.eq(random.r[0]),
+            words.active.eq(scalar.active),
+            words.address.eq(scalar.address),
+            words.store.eq(scalar.store),
+            words.bytes.eq(scalar.bytes),
+            words.raised.eq(scalar.raised),
+            words.stepped.eq(scalar.stepped),
+            words.exponent.eq(scalar.exponent),
+            words.pass_.eq(counted_pass),
+            # Without a gradient the loss unit keeps the count of the last one.
+            words.saturations.eq(
+                Mux(is_loss, Mux(loss_grad, loss.saturations, 0), vector.saturations)
+            ),
+            words.loss.eq(loss.loss),
         ]
-        starting = Signal()
-        m.d.comb += vector.forget.eq(scalar.forget | starting)
 
         # --- data memory --------------------------------------------------------------------------
         wiring.connect(m, engine.a, memory.r_a)
@@ -369,69 +355,61 @@ class Core(wiring.Component):
         if not single:
             wiring.connect(m, vector.v, memory.r_v)
             wiring.connect(m, vector.x, memory.w_x)
-        host_read, host_write = Signal(), Signal()
-        host_mask = Signal(size)
-        m.d.comb += host_mask.eq(Cat(*[self.req_size > i for i in range(min(4, size))]))
         u, w = memory.r_u, memory.w_w
-        host_address = self.req_addr
-        with m.If(running_mm):
-            for name in ("en", "region", "offset", "mask"):
-                m.d.comb += [
-                    getattr(u, name).eq(getattr(vector.u, name)),
-                    getattr(w, name).eq(getattr(vector.w, name)),
-                ]
-            m.d.comb += w.data.eq(vector.w.data)
-        with m.Elif(in_run):
-            m.d.comb += [
-                u.en.eq(loss.rd_en),
-                u.region.eq(loss.rd_addr[22:24]),
-                u.offset.eq(loss.rd_addr[:bits]),
-                u.mask.eq(1),
-                w.en.eq(loss.wr_en),
-                w.region.eq(loss.wr_addr[22:24]),
-                w.offset.eq(loss.wr_addr[:bits]),
-                w.mask.eq(1),
-                w.data.eq(loss.wr_data),
-            ]
-        with m.Else():
-            m.d.comb += [
-                u.en.eq(host_read),
-                u.region.eq(host_address[22:24]),
-                u.offset.eq(host_address[:bits]),
-                u.mask.eq(host_mask),
-                w.en.eq(host_write),
-                w.region.eq(host_address[22:24]),
-                w.offset.eq(host_address[:bits]),
-                w.mask.eq(host_mask),
-                w.data.eq(self.req_data),
-            ]
-        bytes_read: Value = u.data
-        if config.lane_bytes == 2:
-            # LOSS and the host may address a byte in the upper half of a lane.
-            odd, odd_q = Signal(), Signal()
-            m.d.comb += odd.eq(Mux(in_run, loss.rd_addr[0], host_address[0]))
-            m.d.sync += odd_q.eq(odd)
-            with m.If(odd & ~running_mm):
-                m.d.comb += [
-                    u.offset[0].eq(0),
-                    u.mask.eq(Mux(in_run, 2, host_mask << 1)),
-                    w.offset[0].eq(0),
-                    w.mask.eq(Mux(in_run, 2, host_mask << 1)),
-                    w.data.eq(Mux(in_run, loss.wr_data, self.req_data) << 8),
-                ]
-            bytes_read = Mux(odd_q, u.data >> 8, u.data)
+        # LOSS and the host read and write single bytes, or words in the first bytes of a window.
+        side = Signal(24)
+        side_odd = Signal()
+        side_byte = Signal()
+        side_mask = Signal(size)
+        side_data = Signal(32)
         m.d.comb += [
+            side.eq(Mux(in_run, loss.rd_addr, self.req_addr)),
+            side_byte.eq(in_run | (self.req_size == 1)),
+            side_mask.eq(
+                Mux(in_run, 1, Cat(*[self.req_size > i for i in range(min(4, size))]))
+            ),
+            # Only LOSS's byte counts of its word.
+            side_data.eq(Cat(Mux(in_run, loss.wr_data, self.req_data[:8]), self.req_data[8:])),
+        ]
+        if config.lane_bytes == 2:
+            # A byte may lie in the upper half of a lane.
+            m.d.comb += side_odd.eq(side[0] & side_byte)
+            with m.If(side_byte):
+                m.d.comb += [
+                    side_mask[:2].eq(Cat(~side[0], side[0])),
+                    side_data[8:16].eq(side_data[:8]),
+                ]
+        for channel, own, enable in (
+            (u, vector.u, Mux(in_run, loss.rd_en, host.memory_read)),
+            (w, vector.w, Mux(in_run, loss.wr_en, host.memory_write)),
+        ):
+            m.d.comb += [
+                channel.en.eq(Mux(running_mm, own.en, enable)),
+                channel.region.eq(Mux(running_mm, own.region, side[22:24])),
+                channel.offset.eq(Mux(running_mm, own.offset, side[:bits])),
+                channel.mask.eq(Mux(running_mm, own.mask, side_mask)),
+            ]
+            if config.lane_bytes == 2:
+                m.d.comb += channel.offset[0].eq(Mux(running_mm, own.offset[0], 0))
+        m.d.comb += [
+            w.data.eq(Mux(running_mm, vector.w.data, side_data)),
             vector.u.data.eq(u.data),
             vector.u.oor.eq(u.oor),
             vector.w.oor.eq(w.oor),
+        ]
+        bytes_read = Signal(8 * size)
+        odd_before = Signal()
+        m.d.sync += odd_before.eq(side_odd)
+        m.d.comb += bytes_read.eq(
+            Cat(Mux(odd_before, u.data[8:16], u.data[:8]), u.data[8:])
+        )
+        m.d.comb += [
             loss.rd_data.eq(bytes_read),
             loss.rd_oor.eq(u.oor),
             loss.wr_oor.eq(w.oor),
         ]
 
         # --- counters -----------------------------------------------------------------------------
-        counters = {c.name: Signal(32, name=c.name.lower()) for c in CSRS if c.number >= 16}
-        waiting = (state == MachineState.WAITING) | (state == MachineState.PAUSED)
         working = running & (in_prepare | in_run | in_post)
         held, written, seen = Signal(), Signal(), Signal()
         m.d.sync += [held.eq(vector.holding), written.eq(vector.writing)]
@@ -439,32 +417,28 @@ class Core(wiring.Component):
             m.d.sync += seen.eq(0)
         with m.Elif(engine.multiplying):
             m.d.sync += seen.eq(1)
-        mm_works = working & ~is_loss
         array_busy = in_run & engine.multiplying
-        pausing_write = in_run & ~array_busy & written & ~is_loss
-        pausing_emit = in_run & ~array_busy & ~written & held & ~is_loss
-        loading = in_run & ~array_busy & ~written & ~held & seen & ~engine.finishing & ~is_loss
-        events = {
+        pausing_write = running_mm & ~array_busy & written
+        pausing_emit = running_mm & ~array_busy & ~written & held
+        loading = running_mm & ~array_busy & ~written & ~held & seen & ~engine.finishing
+        events: dict[str, Value] = {
             "CYCLES": running,
             "WAIT_CYCLES": waiting,
-            "CYCLES_FORWARD": working & (counted_pass == Pass.FORWARD),
-            "CYCLES_DX": working & (counted_pass == Pass.DX),
-            "CYCLES_DW": working & (counted_pass == Pass.DW),
-            "CYCLES_OTHER": working & (counted_pass == Pass.OTHER),
+            # From the cycle of decoding on, so that the last cycle has nothing left to count.
+            "PASS": (scalar.prepare | working) & ~complete & ~fault,
             "BUSY": array_busy,
             "STALL_EMIT": pausing_emit,
             "STALL_WRITE": pausing_write,
             "STALL_LOAD": loading,
-            "STALL_FILL": mm_works & ~(array_busy | pausing_write | pausing_emit | loading),
+            "STALL_FILL": working
+            & ~is_loss
+            & ~(array_busy | pausing_write | pausing_emit | loading),
             "INSTRUCTIONS": complete,
             "DESCRIPTOR": running & ~working,
         }
-        clear_counters = Signal()
-        for name, counter in counters.items():
-            with m.If(clear_counters):
-                m.d.sync += counter.eq(0)
-            with m.Elif(events[name]):
-                m.d.sync += counter.eq(counter + 1)
+        assert events.keys() == COUNTERS.keys()
+        for name, event in events.items():
+            m.d.comb += getattr(words, f"event_{name.lower()}").eq(event)
         m.d.comb += self.activity.eq(
             Cat(
                 running & ~working,
@@ -478,102 +452,47 @@ class Core(wiring.Component):
             )
         )
 
-        # --- host port ----------------------------------------------------------------------------
-        m.d.comb += self.req_ready.eq(1)
-        refused = Signal()
-        table = {
-            "ID": Const(DEVICE_ID, 32),
-            "VERSION": Const(ISA_VERSION, 32),
-            "CONFIG": Const(config.digest(), 32),
-            "STATUS": Cat(state, Const(0, 1), cause, Const(0, 4), pc),
-            "ENTRY": entry,
-            "MODE": mode,
-            "SEED": seed,
-            "STEP": step,
-            "RATE": rate,
-            "LOSS": loss_sum,
-            **counters,
-        }
-        csr_value = Signal(32)
-        with m.Switch(self.req_addr):
-            for csr in CSRS:
-                if csr.name in table:
-                    with m.Case(csr.number):
-                        value = table[csr.name]
-                        m.d.comb += csr_value.eq(value)
-        csr_q, space_q = Signal(32), Signal(2)
-        m.d.sync += [
-            self.rsp_valid.eq(self.req_valid),
-            space_q.eq(self.req_space),
-            csr_q.eq(csr_value),
-        ]
-        m.d.sync += self.rsp_error.eq(refused)
-        with m.Switch(space_q):
-            with m.Case(Space.CSR):
-                m.d.comb += self.rsp_data.eq(csr_q)
-            with m.Case(Space.MEMORY):
-                m.d.comb += self.rsp_data.eq(bytes_read)
-            with m.Case(Space.PROGRAM):
-                m.d.comb += self.rsp_data.eq(fetch.data)
-            with m.Case(Space.EXPONENTS):
-                m.d.comb += self.rsp_data.eq(scalar.host_result)
+        # --- host ---------------------------------------------------------------------------------
+        for name in ("req_valid", "req_space", "req_addr", "req_write", "req_data"):
+            m.d.comb += getattr(host, name).eq(getattr(self, name))
+        for name in ("req_ready", "rsp_valid", "rsp_data", "rsp_error"):
+            m.d.comb += getattr(self, name).eq(getattr(host, name))
+        command = host.control
         m.d.comb += [
+            host.running.eq(running),
+            host.status.eq(Cat(state, Const(0, 1), cause, Const(0, 12 - len(cause)), pc)),
+            host.word_done.eq(words.host_done),
+            host.word.eq(words.sum),
+            host.program_data.eq(word),
+            host.memory_outside.eq(u.oor | w.oor),
+            host.memory_data.eq(bytes_read),
+            words.host_request.eq(host.word_request),
+            words.host_number.eq(host.word_number),
+            words.host_write.eq(host.word_write),
+            words.host_data.eq(self.req_data),
+            words.clear_counters.eq(command[CONTROL_CLEAR]),
             store.addr.eq(self.req_addr),
             store.data.eq(self.req_data),
-            scalar.host_addr.eq(self.req_addr),
-            scalar.host_data.eq(self.req_data),
-            scalar.host_write.eq(self.req_write),
+            store.en.eq(host.program_write),
+            abort.eq(command[CONTROL_RESET]),
         ]
-        with m.If(self.req_valid):
-            with m.If((self.req_space != Space.CSR) & running):
-                m.d.comb += refused.eq(1)
-            with m.Else(), m.Switch(self.req_space):
-                with m.Case(Space.MEMORY):
-                    m.d.comb += [
-                        host_read.eq(~self.req_write),
-                        host_write.eq(self.req_write),
-                        refused.eq(u.oor | w.oor),
-                    ]
-                with m.Case(Space.PROGRAM):
-                    with m.If(self.req_addr >= config.program_words):
-                        m.d.comb += refused.eq(1)
-                    with m.Else():
-                        m.d.comb += store.en.eq(self.req_write)
-                        with m.If(~self.req_write):
-                            m.d.comb += fetch.addr.eq(self.req_addr)
-                with m.Case(Space.EXPONENTS):
-                    with m.If(self.req_addr >= 2 * TENSORS):
-                        m.d.comb += refused.eq(1)
-                    with m.Else():
-                        m.d.comb += scalar.host_en.eq(1)
-        with m.If(self.req_valid & self.req_write & (self.req_space == Space.CSR)):
-            written_csr = {
-                "ENTRY": entry,
-                "MODE": mode,
-                "SEED": seed,
-                "STEP": step,
-                "RATE": rate,
-            }
-            with m.Switch(self.req_addr):
-                for name, register in written_csr.items():
-                    with m.Case(CSR_BY_NAME[name].number):
-                        m.d.sync += register.eq(self.req_data)
-                with m.Case(CSR_BY_NAME["CONTROL"].number):
-                    control = self.req_data
-                    idle_now = (
-                        (state == MachineState.IDLE)
-                        | (state == MachineState.HALTED)
-                        | control[CONTROL_RESET]
-                    )
-                    m.d.comb += clear_counters.eq(control[CONTROL_CLEAR])
-                    with m.If(control[CONTROL_RESET]):
-                        m.d.comb += abort.eq(1)
-                        m.d.sync += [state.eq(MachineState.IDLE), cause.eq(0)]
-                    with m.If(control[CONTROL_START] & idle_now):
-                        m.d.comb += starting.eq(1)
-                        m.d.sync += [state.eq(MachineState.RUNNING), pc.eq(entry), depth.eq(0)]
-                    with m.Elif(control[CONTROL_RESUME] & waiting):
-                        m.d.sync += state.eq(MachineState.RUNNING)
+        with m.If(host.mode_write):
+            m.d.sync += mode.eq(self.req_data[0])
+        idle_now = (
+            (state == MachineState.IDLE)
+            | (state == MachineState.HALTED)
+            | command[CONTROL_RESET]
+        )
+        with m.If(command[CONTROL_RESET]):
+            m.d.sync += [state.eq(MachineState.IDLE), cause.eq(0)]
+        m.d.comb += [
+            starting.eq(command[CONTROL_START] & idle_now),
+            control.empty.eq(starting),
+        ]
+        with m.If(starting):
+            m.d.sync += [state.eq(MachineState.RUNNING), pc.eq(words.word)]
+        with m.Elif(command[CONTROL_RESUME] & waiting):
+            m.d.sync += state.eq(MachineState.RUNNING)
         return m
 
     def _address(self, register: Value) -> Value:

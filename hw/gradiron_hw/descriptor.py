@@ -1,15 +1,16 @@
-"""Widths of the descriptor registers in hardware, and their bundle as one signature."""
+"""The descriptor registers in hardware: their widths, their bundle as one signature, the registers."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from amaranth.hdl import Shape, Value, signed, unsigned
+from amaranth.hdl import Cat, Const, Module, Mux, Shape, Signal, Value, signed, unsigned
 from amaranth.lib import data, wiring
-from amaranth.lib.wiring import Out
+from amaranth.lib.wiring import In, Out
 
-from gradiron.arch.config import Config
-from gradiron.arch.isa import BY_NAME, REGISTERS, Kind, Register
+from gradiron.arch.config import REGION_SHIFT, Config
+from gradiron.arch.isa import BY_NAME, OPCODE_SHIFT, REGISTERS, Kind, Register, Skip
+from gradiron.arch.isa import Out as Result
 
 
 def register_shape(register: Register, config: Config) -> Shape:
@@ -19,7 +20,7 @@ def register_shape(register: Register, config: Config) -> Shape:
         case Kind.ADDRESS:
             return unsigned(2 + config.offset_bits - 1)
         case Kind.TENSORS:
-            return unsigned(18)
+            return unsigned(24)
         case _ if register.signed:
             return signed(max(high.bit_length(), (-low - 1).bit_length()) + 1)
         case _:
@@ -51,3 +52,81 @@ def offset_of(config: Config, address: Any) -> Value:
 def bundle(config: Config) -> wiring.Signature:
     """Descriptor registers and MM fields as they go to the units."""
     return wiring.Signature({"regs": Out(descriptor_layout(config)), "mm": Out(mm_layout())})
+
+
+class DescriptorRegisters(wiring.Component):
+    """The descriptor registers, which SET writes.
+
+    Members
+    -------
+    write, number, operand : from the word
+    mm : fields of the instruction that `odd` is about
+    regs : their values
+    odd : an offset at which a window of that MM starts is odd (two-byte lanes only)
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        super().__init__(
+            {
+                "write": In(1),
+                "number": In(6),
+                "operand": In(24),
+                "mm": In(mm_layout()),
+                "regs": Out(
+                    descriptor_layout(config),
+                    init={r.name: r.reset for r in REGISTERS if r.reset},
+                ),
+                "odd": Out(1),
+            }
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        config = self.config
+        operand = self.operand
+        # One line per group of eight registers and one per register in a group, so that a
+        # register's enable is a single gate.
+        groups = Signal(8)
+        members = Signal(8)
+        m.d.comb += [
+            groups.eq(Mux(self.write, Const(1, 8) << self.number[3:], 0)),
+            members.eq(Const(1, 8) << self.number[:3]),
+        ]
+        for register in REGISTERS:
+            value: Value = operand[: register_shape(register, config).width]
+            if register.kind == Kind.ADDRESS:
+                value = Cat(
+                    offset_of(config, operand), operand[REGION_SHIFT : OPCODE_SHIFT]
+                )
+            group, member = divmod(register.number, 8)
+            with m.If(groups[group] & members[member]):
+                m.d.sync += self.regs[register.name].eq(value)
+        if config.lane_bytes == 2:
+            m.d.comb += self.odd.eq(self._odd())
+        return m
+
+    def _odd(self) -> Value:
+        regs, mm = self.regs, self.mm
+
+        def low(*names: str) -> Value:
+            fields = (regs[name] for name in names)
+            return Cat(*[f.as_value()[0] if hasattr(f, "as_value") else f[0] for f in fields]).any()
+
+        always = ("A_BASE", "B_BASE", "O_BASE", "A_SN", "A_SY", "A_SX", "A_TY", "A_TX", "A_Y0")
+        always += ("A_X0", "B_R", "O_OFF", "O_S2", "O_S1", "O_S0")
+        momentum = mm.out == Result.MOMENTUM
+        planes = (
+            (mm.out == Result.LOGITS) | (mm.out == Result.MASTER) | (mm.out == Result.POOLED)
+        ) | momentum
+        odd = (
+            low(*always)
+            | (~mm.transposed & low("B_TY", "B_TX"))
+            | (planes & low("O_LO"))
+            | (mm.mask & low("M_BASE"))
+            | (mm.bias & low("BIAS"))
+            | ((mm.skip != Skip.NONE) & low("S_BASE"))
+        )
+        if self.config.momentum:
+            odd = odd | (momentum & (low("V_HI", "V_LO") | (mm.bias & low("V_BIAS"))))
+        return odd

@@ -8,13 +8,14 @@ go to the vector path instead, which holds the stages while it works.
 
 from __future__ import annotations
 
-from amaranth.hdl import Cat, Module, Mux, Signal, signed
+from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value, signed
 from amaranth.lib import wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
 from gradiron.arch.config import Config
 from gradiron.arch.isa import BMode
+from gradiron.arch.isa import Out as Result
 from gradiron_hw.array import MacArray, Transposer, array_latency, ones
 from gradiron_hw.descriptor import bundle
 from gradiron_hw.memory import read_channel
@@ -126,13 +127,34 @@ class ProductEngine(wiring.Component):
         m.submodules.accumulators = memory = Memory(
             shape=32 * cols, depth=config.acc_depth, init=[]
         )
-        read, write = memory.read_port(), memory.write_port()
+        read, write = memory.read_port(), memory.write_port(granularity=32)
         depth_bits = config.acc_depth.bit_length() - 1
         count = Signal(depth_bits + 1)
         position = Signal(depth_bits + 1)
-        ahead = tags[latency - 1]
+        ahead, summed = tags[latency - 1], tags[latency]
         addresses = [Signal(depth_bits, name=f"address_{i}") for i in range(2)]
         total = Signal(32 * cols)
+        # The weight gradient by channel: of the rows of a tap, row c sums up column c alone. They
+        # share a row of the memory, and leave with the last one.
+        by_channel = transposed & (self.d.mm.b == BMode.DIAGONAL)
+        lane_ahead, lane, lane_written = (
+            Signal(range(cols), name=f"lane_{n}") for n in ("ahead", "summed", "written")
+        )
+        single_ahead, single_lane, single_written = (
+            Signal(name=f"single_{n}") for n in ("ahead", "summed", "written")
+        )
+        m.d.comb += single_ahead.eq(by_channel & ~ahead.ones)
+        with m.If(self.start):
+            m.d.sync += lane_ahead.eq(0)
+        with m.Elif(self.shift & ahead.valid & single_ahead):
+            m.d.sync += lane_ahead.eq(lane_ahead + 1)
+        with m.If(self.shift):
+            m.d.sync += [
+                lane.eq(lane_ahead),
+                single_lane.eq(single_ahead),
+                lane_written.eq(lane),
+                single_written.eq(single_lane),
+            ]
         m.d.comb += [
             position.eq(Mux(ahead.swap, 0, count)),
             read.addr.eq(position),
@@ -140,29 +162,51 @@ class ProductEngine(wiring.Component):
             self.depth_fault.eq(self.shift & ahead.valid & position[-1]),
             write.addr.eq(addresses[1]),
             write.data.eq(total),
-            write.en.eq(self.shift & tags[-1].valid & ~tags[-1].last),
             self.row.eq(total),
-            self.arriving.eq(tags[latency]),
+            self.arriving.eq(summed),
+            self.arriving.last.eq(summed.last & ~(single_lane & (lane != cols - 1))),
         ]
         with m.If(self.shift):
             with m.If(ahead.valid):
-                m.d.sync += count.eq(position + 1)
-            m.d.sync += [
-                addresses[0].eq(position),
-                addresses[1].eq(addresses[0]),
+                m.d.sync += count.eq(position + ~(single_ahead & (lane_ahead != cols - 1)))
+            m.d.sync += [addresses[0].eq(position), addresses[1].eq(addresses[0])]
+
+        # Pooling: the accumulator is the largest of 256 * byte + 255 - (tap mod 16). Comparing the
+        # bytes is enough, as of equal ones the first stays.
+        pooled = self.d.mm.out == Result.POOLED
+        tiles_per_tap = max(1, cols // rows)
+        block_bits = tiles_per_tap.bit_length() - 1
+        tap = Signal(block_bits + 5)  # tile since the first, sticking at 16 taps and above
+        with m.If(self.shift & ahead.valid & ahead.swap):
+            m.d.sync += tap.eq(Mux(ahead.first, 0, Cat(tap[:-1] + 1, 0)))
+            m.d.sync += tap[-1].eq(~ahead.first & (tap[-1] | tap[:-1].all()))
+        number = tap[block_bits : block_bits + 4]
+        first_tap = ~tap[block_bits:].any()
+        width = array.sum_bits
+        for c in range(cols):
+            part = array.sums[width * c : width * (c + 1)].as_signed()
+            held = read.data[32 * c : 32 * c + 32].as_signed()
+            mine: Value = Const(1, 1)
+            if block_bits:
+                mine = tap[:block_bits] == c // rows
+            takes, fresh = Signal(name=f"takes_{c}"), Signal(name=f"fresh_{c}")
+            added = Signal(signed(width), name=f"added_{c}")
+            larger = part[:8].as_signed() > held[8:16].as_signed()
+            m.d.comb += takes.eq(mine & (first_tap | larger))
+            key = Cat(~number, Const(15, 4), part[:8]).as_signed()
+            m.d.comb += [
+                fresh.eq(Mux(pooled, takes, summed.first)),
+                added.eq(Mux(pooled, Mux(takes, key, 0), part)),
+                write.en[c].eq(
+                    self.shift
+                    & tags[-1].valid
+                    & ~tags[-1].last
+                    & (~single_written | (lane_written == c))
+                ),
             ]
-            width = array.sum_bits
-            for c in range(cols):
-                part = Signal(signed(width), name=f"sum_{c}")
-                m.d.comb += part.eq(array.sums[width * c : width * (c + 1)])
-                # The choice fits into the LUTs of the sum.
-                m.d.sync += total[32 * c : 32 * c + 32].eq(
-                    Mux(
-                        tags[latency].first,
-                        part,
-                        read.data[32 * c : 32 * c + 32].as_signed() + part,
-                    )
-                )
+            # The choice fits into the LUTs of the sum.
+            with m.If(self.shift & (~single_lane | (lane == c))):
+                m.d.sync += total[32 * c : 32 * c + 32].eq(Mux(fresh, added, held + added))
         busy = stream.busy | ~stream.idle | Cat(*[t.valid for t in tags]).any()
         m.d.comb += self.idle.eq(~busy)
         with m.If(self.clear):

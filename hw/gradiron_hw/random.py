@@ -22,74 +22,50 @@ BLOCK_ELEMENTS = 16
 
 
 class KeyUnit(wiring.Component):
-    """Computes the key of a tensor, one xorshift round per cycle.
-
-    With `start` high in cycle t, the rounds are done in cycles t+1 to t+4 (`busy`), and `key` has
-    its new value from cycle t+5 on, until the next start. `seed`, `step` and `tensor` must be
-    stable in cycles t+1 to t+4. A `start` while the unit is busy begins again.
+    """Computes the key of a tensor, one xorshift round per cycle with `round`.
 
     Members
     -------
     start : In(1)
-    seed, step : In(32)
+        The key becomes the constant of the first round.
+    round : In(1)
+        The key becomes that of the next round.
+    addend : In(32)
+        What is added in this round: the seed, the step, and the constants of rounds 2 and 3.
+    tagged : In(1)
+        The tensor is added too: round 2.
     tensor : In(6)
-    busy : Out(1)
     key : Out(32)
-        `random_key(seed, step, tensor)`; undefined while `busy`.
+        After four rounds `random_key(seed, step, tensor)`.
     """
 
     start: In(1)
-    seed: In(32)
-    step: In(32)
+    round: In(1)
+    addend: In(32)
+    tagged: In(1)
     tensor: In(6)
-    busy: Out(1)
     key: Out(32)
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        turn = Signal(2)
-
         # The tensor number is added to the low bits of a constant and never carries out of them.
         low_bits = 7
         low_mask = (1 << low_bits) - 1
         assert (KEY_CONSTANTS[2] & low_mask) + 63 <= low_mask
         assert KEY_CONSTANTS[1] == 0
-        tagged = Cat(
-            (self.tensor + (KEY_CONSTANTS[2] & low_mask))[:low_bits],
-            Const(KEY_CONSTANTS[2] >> low_bits, 32 - low_bits),
-        )
-        addend = Signal(32)
-        with m.Switch(turn):
-            with m.Case(0):
-                m.d.comb += addend.eq(self.seed)
-            with m.Case(1):
-                m.d.comb += addend.eq(self.step)
-            with m.Case(2):
-                m.d.comb += addend.eq(tagged)
-            with m.Case(3):
-                m.d.comb += addend.eq(KEY_CONSTANTS[3])
-
-        x = Signal(32)
-        y = Signal(32)
-        z = Signal(32)
+        tensor = Mux(self.tagged, self.tensor, 0)
+        low = Signal(low_bits)
+        x, y, z = Signal(32), Signal(32), Signal(32)
         m.d.comb += [
-            x.eq(self.key + addend),
+            low.eq(self.addend[:low_bits] + tensor),
+            x.eq(self.key + Cat(low, self.addend[low_bits:])),
             y.eq(x ^ (x << 13)),
             z.eq(y ^ (y >> 17)),
         ]
-        with m.If(self.busy):
-            m.d.sync += [
-                self.key.eq(z ^ (z << 5)),
-                turn.eq(turn + 1),
-                self.busy.eq(turn != 3),
-            ]
         with m.If(self.start):
-            # Round 0 finds its constant in the register, so that the operand needs one LUT per bit.
-            m.d.sync += [
-                self.key.eq(KEY_CONSTANTS[0]),
-                turn.eq(0),
-                self.busy.eq(1),
-            ]
+            m.d.sync += self.key.eq(KEY_CONSTANTS[0])
+        with m.Elif(self.round):
+            m.d.sync += self.key.eq(z ^ (z << 5))
         return m
 
 

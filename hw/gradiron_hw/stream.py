@@ -123,6 +123,12 @@ class Stream(wiring.Component):
         small = {"ram_style": "block"} if self.technology == "up5k" else {}
         r, mm = self.d.regs, self.d.mm
         transposed, by_columns = mm.transposed, mm.b == BMode.COLUMNS
+        by_channel = (mm.b == BMode.DIAGONAL) | (mm.b == BMode.IDENTITY) | (mm.b == BMode.GATE)
+        gated = mm.b == BMode.GATE
+        unit = (mm.b == BMode.IDENTITY) | gated  # the stationary operand is not in memory
+        spread = by_channel & ~transposed  # a word of it becomes a diagonal
+        serial = Signal()
+        m.d.comb += serial.eq(self.serial & ~unit)
         advance = self.advance
 
         def lanes_of(register: Value) -> Value:
@@ -181,24 +187,47 @@ class Stream(wiring.Component):
             m.d.sync += opened.eq(tap_step)
         tap_now = advance & opened
         # Counters with an end count from 1, so that they are compared as they are.
-        ky, kx, j = Signal(8), Signal(8), Signal(16 - row_bits)
+        # By channel, j counts on through all columns: in words of a tile, of which a tap has one,
+        # or several where the array has more columns than rows.
+        word_bits = min(row_bits, col_bits)
+        tap_bits = col_bits - word_bits
+        ky, kx, j = Signal(8), Signal(8), Signal(16 - word_bits)
         tap_kx = Signal(signed(bits))
         a_y, a_x = Signal(signed(bits)), Signal(signed(bits))  # of the rows that stream
         j_more, kx_more, ky_more, tap_first = Signal(), Signal(), Signal(), Signal()
         last_byte = Signal(16)
+        last_word, last_spare, a_offset = Signal.like(j), Signal(row_bits), Signal(16)
+        tile_more = Signal()  # by channel: the tile is not the last
+        m.d.comb += last_byte.eq(Mux(by_channel, r.N_C, r.N_J) - 1)
+        with m.If(by_channel):
+            m.d.comb += [
+                last_word.eq(last_byte[word_bits:]),
+                last_spare.eq(last_byte[:word_bits]),
+                a_offset.eq(Cat(Const(0, word_bits), j)),
+                j_more.eq(~j[:tap_bits].all() if tap_bits else 0),
+            ]
+        with m.Else():
+            m.d.comb += [
+                last_word.eq(last_byte[row_bits:]),
+                last_spare.eq(last_byte[:row_bits]),
+                a_offset.eq(Cat(Const(0, row_bits), j)),
+                j_more.eq(j != last_word),
+            ]
         m.d.comb += [
-            last_byte.eq(r.N_J - 1),
-            j_more.eq(j != last_byte[row_bits:]),
+            tile_more.eq(j[tap_bits:] != last_word[tap_bits:]),
             kx_more.eq(kx != r.N_TX),
             ky_more.eq(ky != r.N_TY),
             tap_last.eq(~(j_more | kx_more | ky_more)),
         ]
         with m.If(tap_now):
             m.d.sync += [j.eq(j + 1), tap_first.eq(tap_last)]
-            m.d.sync += a_x.eq(tap_kx + Cat(Const(0, row_bits - low), j))
+            m.d.sync += a_x.eq(tap_kx + a_offset[low:])
         with m.If(resting):
             m.d.sync += tap_first.eq(1)
-        with m.If(resting | (tap_now & ~j_more)):
+        new_columns = Mux(transposed, tap_last & ~group_more, next_columns)
+        with m.If(tap_now & ~j_more & by_channel & ~new_columns):
+            m.d.sync += j.eq(Cat(Const(0, tap_bits), j[tap_bits:]))
+        with m.If(resting | (tap_now & ~j_more & ~by_channel)):
             m.d.sync += j.eq(0)
         with m.If(tap_now & ~j_more):
             m.d.sync += [kx.eq(kx + 1), tap_kx.eq(tap_kx + lanes_of(r.A_TX))]
@@ -219,7 +248,6 @@ class Stream(wiring.Component):
         with m.If(resting):
             m.d.sync += first_row.eq(1)
         # Bytes of a word that belong to the nest's tap.
-        spare_bytes = last_byte[:row_bits]
 
         def up_to(whole: Value, last: Value, count: int) -> Value:
             """A bit for each that counts: all, or those up to the last."""
@@ -247,10 +275,10 @@ class Stream(wiring.Component):
             m.d.sync += [y.eq(y + 1), here.row.eq(here.row + lanes_of(r.A_SY))]
         with m.If(home | (write_pixel & ~x_more & ~y_more)):
             m.d.sync += [y.eq(1), here.row.eq(0)]
-        with m.If(home):
-            m.d.sync += here.image.eq(offset_of(config, r.A_BASE)[low:])
-        with m.Elif(write_pixel & ~x_more & ~y_more):
+        with m.If(write_pixel & ~x_more & ~y_more):
             m.d.sync += here.image.eq(here.image + lanes_of(r.A_SN))
+        with m.If(home):
+            m.d.sync += here.image.eq(0)
 
         m.submodules.table = table = Memory(shape=place, depth=config.acc_depth, init=[])
         pixel_write, pixel_read = table.write_port(), table.read_port()
@@ -317,14 +345,14 @@ class Stream(wiring.Component):
         with m.If(advance):
             m.d.sync += reload[2].eq(reload[1])
         with m.If(reload[0]):
-            along, across = level == Level.J, (level == Level.COLUMN) & ~group_more
+            along, across = level == Level.J, (level == Level.COLUMN) & ~group_more & ~gated
             m.d.sync += [
                 entered.eq(level),
                 inner.eq(level),
-                by_base.eq(begin),
-                by_ky.eq(level == Level.KY),
-                by_kx.eq(level == Level.KX),
-                by_words.eq(Mux(by_columns, across, along)),
+                by_base.eq(begin | gated),
+                by_ky.eq((level == Level.KY) & ~gated),
+                by_kx.eq((level == Level.KX) & ~gated),
+                by_words.eq(Mux(by_columns, across, along & ~by_channel)),
                 by_bytes.eq(Mux(by_columns, along, across)),
             ]
             with m.If(level != Level.J):
@@ -337,6 +365,7 @@ class Stream(wiring.Component):
         )
         level_write, level_read = levels.write_port(), levels.read_port()
         b_now, b_next, b_step_by = Signal(bits), Signal(bits), Signal(bits)
+        address = Signal(bits)  # of the streamed word, from A_BASE on
         words = Mux(by_columns, r.B_R << col_bits, r.B_R << row_bits)
         m.d.comb += b_step_by.eq(
             (lanes_of(words)[:bits] & by_words.replicate(bits))
@@ -348,7 +377,8 @@ class Stream(wiring.Component):
         m.d.comb += [
             level_read.en.eq(reload[0]),
             level_read.addr.eq(from_level),
-            b_next.eq(level_read.data + b_step_by),
+            # A gate lies beside the streamed byte.
+            b_next.eq(Mux(gated, address, level_read.data) + b_step_by),
             level_write.en.eq(reload[2] & advance),
             level_write.addr.eq(entered),
             level_write.data.eq(b_next),
@@ -433,7 +463,7 @@ class Stream(wiring.Component):
                 do_b = Signal()
                 done = Signal(name="slot_done")
                 m.d.comb += [
-                    do_b.eq(loading & ~(self.serial & streaming)),
+                    do_b.eq(loading & ~(serial & streaming)),
                     g_a.eq(streaming),
                     g_tag.valid.eq(streaming),
                     g_tag.swap.eq(swap_due),
@@ -482,12 +512,12 @@ class Stream(wiring.Component):
                 leave()
             with m.State("first block"):
                 done = block(first=True)
-                with m.If(~self.serial):
+                with m.If(~serial):
                     b_step()
                 with m.If(advance & done):
                     if rows == 2:
                         m.d.sync += gap_left.eq(HAZARD - 1 - rows - mm.bias)
-                    with m.If(self.serial):
+                    with m.If(serial):
                         m.next = "load"
                     with m.Elif(mm.bias):
                         m.next = "ones"
@@ -522,7 +552,7 @@ class Stream(wiring.Component):
                         next_block("blocks")
                     with m.Else():
                         if rows == 2:
-                            with m.If(self.serial):
+                            with m.If(serial):
                                 next_tile()
                             with m.Else():
                                 m.next = "gap"
@@ -565,13 +595,20 @@ class Stream(wiring.Component):
                 n_b_index.eq(b_index),
                 n_b_pixel.eq(group_more | (b_index <= rest[:row_bits])),
             ]
-        a_whole = Signal()
+        a_whole, a_none = Signal(), Signal()
+        words_more = tile_more | (j[:tap_bits] < last_word[:tap_bits])
         with m.If(tap_now):
-            m.d.sync += a_whole.eq(j_more)
+            m.d.sync += a_whole.eq(Mux(by_channel, words_more, j_more))
+            if tap_bits:
+                m.d.sync += a_none.eq(
+                    by_channel & ~tile_more & (j[:tap_bits] > last_word[:tap_bits])
+                )
+        a_width = up_to(a_whole, last_spare, rows)
+        if rows > cols:
+            a_width = a_width & Mux(by_channel, (1 << cols) - 1, -1)
         pixel = pixel_read.data
         # Complements again, so that one sum goes into the next and into the bounds as it is.
         row_n, column_n = Signal(signed(bits)), Signal(signed(bits))
-        address = Signal(bits)
         to_bottom, to_right = Signal(signed(bits + 1)), Signal(signed(bits + 1))
         room = Signal(signed(bits + 1 + low))  # bytes from the window's start to the right bound
         y_inside, near_left, near_right = Signal(), Signal(), Signal()
@@ -586,7 +623,7 @@ class Stream(wiring.Component):
             y_inside.eq(row_n[-1] & ~to_bottom[-1]),
             near_left.eq(~column_n[row_bits - low :].any()),
             near_right.eq(~room[row_bits:].any()),
-            width_mask.eq(up_to(a_whole, spare_bytes, rows)),
+            width_mask.eq(a_width & ~Mux(a_none, -1, 0)),
         ]
         first_byte = Cat(Const(0, low), ~column_n[: row_bits - low])
         for lane in range(rows):
@@ -594,9 +631,12 @@ class Stream(wiring.Component):
             right = ~room[-1] & (~near_right | (room[:row_bits] > lane))
             m.d.comb += inside[lane].eq(y_inside & left & right)
         lanes_c = up_to(column_more | (spare_columns == 0), (spare_columns - 1)[:col_bits], cols)
-        lanes_j = up_to(j_more, spare_bytes, rows)
+        lanes_j = up_to(j_more, last_spare, rows)
         b_lanes, b_there = Signal(size), Signal()
-        with m.If(by_columns):
+        with m.If(spread):
+            on_diagonal = Cat(n_b_index[:row_bits], j[:tap_bits])
+            m.d.comb += [b_lanes.eq(lanes_c & (1 << on_diagonal)), b_there.eq(1)]
+        with m.Elif(by_columns):
             m.d.comb += [b_lanes.eq(lanes_j), b_there.eq(lanes_c.bit_select(n_b_index, 1))]
         with m.Else():
             m.d.comb += [
@@ -608,30 +648,35 @@ class Stream(wiring.Component):
         q_a, q_b, q_take = Signal(), Signal(), Signal()
         q_tag = Signal(row_tag())
         q_inside, q_a_mask, q_b_mask = Signal(rows), Signal(rows), Signal(size)
+        q_unit = Signal(size)  # bytes of the stationary word that are 1
         q_a_offset = Signal(bits)
+        row_mask = Mux(by_channel, (1 << min(rows, cols)) - 1, width_mask)
         with m.If(advance):
             m.d.sync += [
                 q_a.eq(n_a),
                 q_b.eq(n_b),
                 q_take.eq(n_take),
                 q_tag.eq(n_tag),
-                # A transposed block has a row for each byte.
-                q_tag.valid.eq(n_tag.valid & (~n_take | width_mask.bit_select(n_row, 1))),
+                # A transposed block has a row for each byte; by channel, for each column.
+                q_tag.valid.eq(n_tag.valid & (~n_take | row_mask.bit_select(n_row, 1))),
                 q_inside.eq(inside),
                 q_a_mask.eq(inside & width_mask),
                 q_a_offset.eq(address),
-                q_b_mask.eq(b_lanes & b_there.replicate(size)),
+                q_b_mask.eq(
+                    Mux(gated, inside & width_mask, b_lanes & (b_there & ~unit).replicate(size))
+                ),
+                q_unit.eq(b_lanes & unit.replicate(size)),
             ]
-            with m.If(reload[2]):
+            with m.If(reload[2] | gated):
                 m.d.sync += b_now.eq(b_next)
-            with m.Elif(q_b):
+            with m.Elif(q_b & ~spread):
                 m.d.sync += b_now.eq(b_now + lanes_of(r.B_R))
         m.d.comb += [
             self.a.en.eq(q_a & advance),
             self.a.region.eq(region_of(config, r.A_BASE)),
-            self.a.offset.eq(Cat(Const(0, low), q_a_offset)),
+            self.a.offset.eq(Cat(Const(0, low), q_a_offset + offset_of(config, r.A_BASE)[low:])),
             self.a.mask.eq(q_a_mask),
-            self.b.en.eq(q_b & q_b_mask.any() & advance),
+            self.b.en.eq(Mux(gated, q_a, q_b) & q_b_mask.any() & advance),
             self.b.region.eq(region_of(config, r.B_BASE)),
             self.b.offset.eq(Cat(Const(0, low), b_now)),
             self.b.mask.eq(q_b_mask),
@@ -641,22 +686,27 @@ class Stream(wiring.Component):
         # --- data memory, and a word register where the clock is fast -----------------------------
         m_b, m_take = Signal(), Signal()
         m_tag = Signal(row_tag())
-        m_inside, m_b_mask = Signal(rows), Signal(size)
+        m_inside, m_b_mask, m_unit = Signal(rows), Signal(size), Signal(size)
         with m.If(advance):
             m.d.sync += [
                 m_b.eq(q_b),
                 m_take.eq(q_take),
                 m_tag.eq(q_tag),
                 m_inside.eq(q_inside),
-                m_b_mask.eq(q_b_mask),
+                m_b_mask.eq(Mux(gated, 0, q_b_mask)),
+                m_unit.eq(q_unit),
             ]
         x_word, b_word = Signal(8 * rows), Signal(8 * size)
         for lane in range(rows):
             byte = self.a.data[8 * lane : 8 * lane + 8]
-            m.d.comb += x_word[8 * lane : 8 * lane + 8].eq(Mux(m_inside[lane], byte, r.PAD))
+            gate = self.b.data[8 * lane : 8 * lane + 4]
+            passes = m_inside[lane] & (~gated | (gate == r.GATE))
+            outside = r.PAD.as_unsigned() & ~gated.replicate(8)
+            m.d.comb += x_word[8 * lane : 8 * lane + 8].eq(Mux(passes, byte, outside))
         for lane in range(size):
             byte = self.b.data[8 * lane : 8 * lane + 8]
-            m.d.comb += b_word[8 * lane : 8 * lane + 8].eq(Mux(m_b_mask[lane], byte, 0))
+            one = Cat(m_unit[lane], Const(0, 7))
+            m.d.comb += b_word[8 * lane : 8 * lane + 8].eq(Mux(m_b_mask[lane], byte, 0) | one)
         stage: list[tuple[Value, Value]] = [
             (self.x, x_word),
             (self.b_word, b_word),

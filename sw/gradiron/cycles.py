@@ -7,8 +7,10 @@ from dataclasses import dataclass
 
 from gradiron.arch import isa
 from gradiron.arch.config import Config
-from gradiron.arch.isa import Out
+from gradiron.arch.isa import BMode, Out
 from gradiron.arch.timing import (
+    COUNT_STEP_CYCLES,
+    ENDLOOP_CYCLES,
     HAZARD,
     LOSS_LOG_CYCLES,
     POST_CYCLES,
@@ -16,6 +18,7 @@ from gradiron.arch.timing import (
     chore_cycles,
     fetch_stages,
     loss_divider_cycles,
+    stepwise_windows,
 )
 from gradiron.errors import MachineError
 
@@ -80,6 +83,11 @@ def window(config: Config, fields: Mapping[str, int], registers: Mapping[str, in
     planes = 2 if out in (Out.LOGITS, Out.MASTER, Out.MOMENTUM) else 1
     operands = {_region(registers, "A_BASE"), _region(registers, "B_BASE")}
     result, low = _region(registers, "O_BASE"), _region(registers, "O_LO")
+    if config.stepwise:
+        lengths = stepwise_windows(config)
+        if out == Out.LOGITS:
+            return Window(lengths["logits"], 1)
+        return Window(lengths["master" if out == Out.MASTER else "int8"], planes - 1)
     reads: list[int] = []
     if fields["mask"]:
         reads.append(_region(registers, "M_BASE"))
@@ -87,12 +95,7 @@ def window(config: Config, fields: Mapping[str, int], registers: Mapping[str, in
         reads.append(result)
     if out == Out.MASTER:
         reads.append(low)
-    if config.single_port:
-        used = {*reads, result} | ({low} if planes == 2 else set[int]())
-        slots = len(reads) + planes + bool(used & operands)
-        return Window(max(slots, config.groups), planes - 1)
-    need = config.groups
-    phase = 0
+    need, phase = 1, 0
     for index, region in enumerate(reads):
         if index and region == reads[0]:
             phase = 1
@@ -104,18 +107,30 @@ def window(config: Config, fields: Mapping[str, int], registers: Mapping[str, in
 
 
 def _gaps_after_rows(
-    config: Config, *, run: int, taps: int, serial: bool, groups: int, tiles: int, padded: bool
+    config: Config,
+    *,
+    run: int,
+    taps: int,
+    by_channel: bool,
+    bias: int,
+    serial: bool,
+    groups: int,
+    tiles: int,
+    padded: bool,
 ) -> int:
     """How often, in a transposed product, finished rows are followed by an advance without one.
 
-    The rows of a column tile come tap by tap: J rows, then what is missing to a multiple of R.
+    The rows of a column tile come tap by tap: J rows, then what is missing to a multiple of R; by
+    channel, one row at the end of a tap, so that only the bias row of the next tile can follow it.
     Nothing follows the last of all. Where all rows count, only what comes between column tiles
     does: rows of the next one, or the chore before them, if that tile has a single group and
     nothing else to wait for.
     """
-    if run % config.rows:
+    if run % config.rows and not by_channel:
         return taps * tiles - 1
-    return 0 if groups == 1 and not serial and not padded else tiles - 1
+    within = (taps - 1) * tiles if by_channel else 0
+    direct = groups == 1 and not serial and not padded and (bias or not by_channel)
+    return within + (0 if direct else tiles - 1)
 
 
 def product_cycles(
@@ -138,46 +153,54 @@ def product_cycles(
     rows, cols = config.rows, config.cols
     latency = rows.bit_length()
     shape = window(config, fields, registers)
+    mode = BMode(fields["b"])
     serial = _region(registers, "A_BASE") == _region(registers, "B_BASE")
-    pixels, run = registers["N_P"], registers["N_J"]
+    serial = serial and mode not in (BMode.IDENTITY, BMode.GATE)
+    # By channel a tap is one byte for each column of a tile, whatever N_J and N_C are.
+    pixels, run = registers["N_P"], cols if mode.by_channel else registers["N_J"]
     taps = registers["N_TY"] * registers["N_TX"]
     blocks = taps * _ceil(run, rows)
     tiles = _ceil(registers["N_C"], cols)
     bias = fields["bias"]
     momentum = fields["out"] == Out.MOMENTUM
-    drain = 5 + shape.late
+    drain = 4 + shape.late
     if fields["transposed"]:
         groups = _ceil(pixels, rows)
         tile = blocks * rows + bias + (rows if serial else 0)
         padded = tile < HAZARD
         tile = max(tile, HAZARD)
         steps = tiles * groups * tile + rows
-        finished = taps * run * tiles
+        finished = taps * tiles * (1 if mode.by_channel else run)
         busy = tiles * groups * (taps * run + bias)
-        chore = chore_cycles("momentum bias" if momentum else "update bias", config.groups)
+        chore = chore_cycles("momentum bias" if momentum else "update bias", config)
         stalls = tiles * bias * (chore - 1)
         valid = (run - 1) % rows + 1
         first = steps - (rows - valid) + 1 + fetch_stages(config) + latency
         if momentum:
-            length = chore_cycles("momentum row", config.groups)
+            length = chore_cycles("momentum row", config)
             stalls += finished * (length - 1)
             end = first + stalls + 2
         else:
             stalls += finished * (shape.cycles - 1)
-            if config.single_port:
+            if config.stepwise:
                 stalls += drain * _gaps_after_rows(
                     config,
                     run=run,
                     taps=taps,
+                    by_channel=mode.by_channel,
+                    bias=bias,
                     serial=serial,
                     groups=groups,
                     tiles=tiles,
                     padded=padded,
                 )
-            end = first + stalls + 6 + shape.late
+            end = first + stalls + 5 + shape.late
+        # Steps may be left when the last row arrives, and wait until it has been written.
+        if config.stepwise and not momentum and rows - valid >= latency + 3:
+            stalls += drain
         end = max(end, steps + 1 + fetch_stages(config) + stalls)
     else:
-        load = cols if fields["b"] else rows
+        load = cols if mode == BMode.COLUMNS else rows
         size = registers["N_G"]
         full, rest = divmod(pixels, size)
         sizes = [(size, full)] + ([(rest, 1)] if rest else [])
@@ -191,8 +214,8 @@ def product_cycles(
         finished = pixels * tiles
         busy = pixels * tiles * blocks
         stalls = finished * (shape.cycles - 1)
-        stalls += tiles * bias * chore_cycles("load bias", config.groups)
-        if config.single_port:
+        stalls += tiles * bias * chore_cycles("load bias", config)
+        if config.stepwise:
             # A finished tile is followed by rows of the next tap or a gap; with one tap by finished
             # rows, or by the chore of the next column tile.
             gaps = 0
@@ -203,7 +226,7 @@ def product_cycles(
             if blocks > 1 or slot(last) != last:
                 gaps -= 1
             stalls += drain * gaps
-        end = steps + fetch_stages(config) + latency + 7 + stalls + shape.late
+        end = steps + fetch_stages(config) + latency + 6 + stalls + shape.late
     return 1 + (PREPARE_CYCLES - 1) + 1 + end + (POST_CYCLES - 1), busy
 
 
@@ -232,6 +255,10 @@ class CycleReport:
     busy: int
 
 
+_CONTROL_CYCLES = {"ENDLOOP": ENDLOOP_CYCLES, "STEP": COUNT_STEP_CYCLES}
+"""Of the instructions that take more than one."""
+
+
 def instruction_cycles(
     config: Config, decoded: isa.Decoded, registers: Mapping[str, int]
 ) -> tuple[int, int]:
@@ -249,8 +276,8 @@ def instruction_cycles(
                 config,
             )
             return 1 + (PREPARE_CYCLES - 1) + 1 + running + (POST_CYCLES - 1), 0
-        case _:
-            return 1, 0
+        case name:
+            return _CONTROL_CYCLES.get(name, 1), 0
 
 
 def program_cycles(words: Sequence[int], config: Config, entry: int = 0) -> CycleReport:
@@ -290,7 +317,7 @@ def program_cycles(words: Sequence[int], config: Config, entry: int = 0) -> Cycl
                 known[key] = instruction_cycles(config, decoded, registers)
             cycles, busy = known[key]
         else:
-            cycles, busy = 1, 0
+            cycles, busy = instruction_cycles(config, decoded, registers)
             if decoded.name == "SET" and decoded.register is not None:
                 registers[decoded.register.name] = decoded.value
             elif decoded.name == "LOOP":
@@ -319,9 +346,9 @@ CYCLES_DOC: dict[str, str] = {
     "SET": "1",
     "HALT": "1",
     "LOOP": "1",
-    "ENDLOOP": "1",
+    "ENDLOOP": f"{ENDLOOP_CYCLES}",
     "WAIT": "1, one more to fetch after the resume, and what the host takes (counted apart)",
-    "STEP": "1",
+    "STEP": f"{COUNT_STEP_CYCLES}",
     "LOSS": f"{1 + PREPARE_CYCLES + POST_CYCLES - 1} plus `gradiron.cycles.loss_cycles(N_X, N_C, "
     "grad, predict)`: about 22 per element with two quotient bits per cycle, 30 with one",
     "MM": "the advances of the streamed side, plus (e - 1) per finished row for a window of e "

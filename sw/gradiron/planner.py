@@ -10,6 +10,7 @@ does not fit is refused with `DoesNotFitError`, which says what is missing and w
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -23,19 +24,21 @@ from gradiron.recompute import Candidate, candidates, recompute
 Costs = Callable[[Schedule, Config], Cost]
 """Makes the cost function of a schedule on a machine: `gradiron.compiler.step_costs`."""
 
-RECOMPUTE, MOMENTUM, BATCH, FREEZE, INT8 = "recompute", "momentum", "batch", "freeze", "int8"
+RECOMPUTE, MOMENTUM, BATCH = "recompute", "momentum", "batch"
+FREEZE, SPARSE, INT8 = "freeze", "sparse", "int8"
 MEASURES: dict[str, str] = {
     RECOMPUTE: "compute activations twice instead of keeping them; no result changes",
     BATCH: "smaller batches",
     MOMENTUM: "no momentum",
-    FREEZE: "leave layers alone, the first ones first: a sparse update",
+    FREEZE: "leave layers alone, the first ones first",
+    SPARSE: "leave layers alone, those first that save the most memory",
     INT8: "int8-only weights in as few layers as possible; long runs lose about two points",
 }
 """What `choose` may do, in the order in which it prefers it."""
 HARMLESS = (RECOMPUTE,)
 ATTEMPTS: tuple[tuple[tuple[str, ...], ...], ...] = (
-    ((BATCH,), (MOMENTUM,), (FREEZE,), (INT8,)),
-    ((BATCH, MOMENTUM), (BATCH, FREEZE), (BATCH, INT8), (FREEZE, INT8)),
+    ((BATCH,), (MOMENTUM,), (FREEZE,), (SPARSE,), (INT8,)),
+    ((BATCH, MOMENTUM), (BATCH, FREEZE), (BATCH, SPARSE), (BATCH, INT8), (FREEZE, INT8)),
     ((BATCH, FREEZE, INT8),),
 )
 """Measures that are tried: alone, then, where none of these fits, together (at batch 1)."""
@@ -403,15 +406,25 @@ def _options(
 ) -> Iterator[Option]:
     """Changes that fit, the mildest first: one at a time, or together where that is not enough."""
     for attempts in ATTEMPTS:
-        enough = False
+        seen: list[Option] = []
         for measures in attempts:
             if set(measures) <= set(allow):
                 option = _attempt(graph, config, batch, measures, costs, again=again)
-                if option is not None:
-                    enough = True
+                if option is not None and not any(_milder(other, option) for other in seen):
+                    seen.append(option)
                     yield option
-        if enough:
+        if seen:
             return
+
+
+def _milder(one: Option, other: Option) -> bool:
+    """Whether an option makes another one needless: a sparse update of no more layers."""
+    return (
+        SPARSE in other.measures
+        and FREEZE in one.measures
+        and one.batch >= other.batch
+        and len(one.graph.trainable()) >= len(other.graph.trainable())
+    )
 
 
 def _attempt(
@@ -453,6 +466,8 @@ def _attempt(
             graph = _narrowing(graph).all()
             texts.append("int8-only weights")
             change = _freezing(graph)
+    elif SPARSE in measures:
+        change = _thinning(graph, config, batch)
     elif INT8 in measures:
         change = _narrowing(graph)
     if change is None:
@@ -495,6 +510,18 @@ def _freezing(graph: Graph) -> _Change:
         lambda names: graph.with_options(frozen=frozen.union(names)),
         lambda layers: f"{layers} frozen",
     )
+
+
+def _thinning(graph: Graph, config: Config, batch: int) -> _Change:
+    """Leave layers alone, those first that save the most; never the last one."""
+    frozen = {layer.name for layer in graph.layers if layer.frozen}
+
+    def need(name: str) -> tuple[int, int]:
+        less = graph.with_options(frozen={*frozen, name})
+        return _need(derive(less, batch, lane_bytes=config.lane_bytes), config)
+
+    change = _freezing(graph)
+    return dataclasses.replace(change, layers=tuple(sorted(change.layers, key=need)))
 
 
 def _narrowing(graph: Graph) -> _Change:

@@ -169,7 +169,7 @@ IMAGE_RECIPE = Recipe(5, 32, 4, (40, 60, 80), momentum=True)
 SOUND_RECIPE = Recipe(20, 32, 4, (50, 70, 90), momentum=True)
 VALUES_RECIPE = Recipe(10, 32, 10, (50, 70, 90))
 """For dense, small dense and convolutional networks, for sounds, and for squared errors."""
-RECIPES = {"ds-cnn": SOUND_RECIPE}
+RECIPES = {"ds-residual": Recipe(5, 32, 3, (60, 80)), "ds-cnn": SOUND_RECIPE}
 """Of built-in networks that are not trained as others of their kind."""
 
 

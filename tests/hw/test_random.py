@@ -24,51 +24,31 @@ def simulate(unit: Any, testbench: Any) -> None:
     simulator.run()
 
 
-def test_key_is_that_of_the_formula_and_takes_five_cycles() -> None:
+def test_key_is_that_of_the_formula() -> None:
     unit = KeyUnit()
     rng = random.Random(1)
     triples = [(seed, step, tensor) for seed in WORDS for step in WORDS for tensor in (0, 63)]
     triples += [(rng.getrandbits(32), rng.getrandbits(32), tensor) for tensor in range(64)]
 
     async def testbench(ctx: Any) -> None:
-        assert not ctx.get(unit.busy)
         for seed, step, tensor in triples:
-            expected = numerics.random_key(seed, step, tensor)
             ctx.set(unit.start, 1)
             await ctx.tick()
             ctx.set(unit.start, 0)
-            ctx.set(unit.seed, seed)
-            ctx.set(unit.step, step)
             ctx.set(unit.tensor, tensor)
-            for _ in range(4):
-                assert ctx.get(unit.busy)
-                await ctx.tick()
-            for name in ("seed", "step", "tensor"):
-                ctx.set(getattr(unit, name), rng.getrandbits(6))
-            for _ in range(rng.randrange(3)):
-                assert (ctx.get(unit.busy), ctx.get(unit.key)) == (0, expected)
-                await ctx.tick()
-            assert (ctx.get(unit.busy), ctx.get(unit.key)) == (0, expected)
-
-    simulate(unit, testbench)
-
-
-def test_a_start_while_busy_begins_again() -> None:
-    unit = KeyUnit()
-
-    async def testbench(ctx: Any) -> None:
-        ctx.set(unit.seed, 7)
-        ctx.set(unit.step, 8)
-        ctx.set(unit.tensor, 9)
-        for cycles in range(1, 5):
-            for wait in (cycles, 5):
-                ctx.set(unit.start, 1)
-                await ctx.tick()
-                ctx.set(unit.start, 0)
-                for _ in range(wait - 1):
+            addends = (seed, step, numerics.KEY_CONSTANTS[2], numerics.KEY_CONSTANTS[3])
+            for number, addend in enumerate(addends):
+                ctx.set(unit.round, 0)
+                for _ in range(rng.randrange(3)):
+                    ctx.set(unit.addend, rng.getrandbits(32))
                     await ctx.tick()
-            assert not ctx.get(unit.busy)
-            assert ctx.get(unit.key) == numerics.random_key(7, 8, 9)
+                ctx.set(unit.round, 1)
+                ctx.set(unit.addend, addend)
+                ctx.set(unit.tagged, number == 2)
+                await ctx.tick()
+            ctx.set(unit.round, 0)
+            await ctx.tick()
+            assert ctx.get(unit.key) == numerics.random_key(seed, step, tensor)
 
     simulate(unit, testbench)
 

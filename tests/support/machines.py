@@ -18,7 +18,7 @@ SINGLE = Config(
     regions=(8192, 8192),
     acc_depth=64,
     program_words=512,
-    lanes=2,
+    lanes=1,
     single_port=True,
     lane_bytes=2,
     momentum=False,
@@ -28,7 +28,7 @@ WIDE = FOUR.replace(cols=8, name="4x8")
 NARROW_LANES = FOUR.replace(cols=8, lanes=4, name="4x8-lanes4")
 TALL = Config(rows=8, cols=4, regions=_REGIONS, acc_depth=64, program_words=512, name="8x4")
 ONE_REGION = FOUR.replace(regions=(16384,), name="4x4-one-region")
-SINGLE_MOMENTUM = SINGLE.replace(momentum=True, name="4x4-single-port-momentum")
+SINGLE_MOMENTUM = SINGLE.replace(momentum=True, lanes=2, name="4x4-single-port-momentum")
 EIGHT = FOUR.replace(rows=8, cols=8, name="8x8")
 SIXTEEN = FOUR.replace(rows=16, cols=16, name="16x16")
 

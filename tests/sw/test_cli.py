@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+import wave
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,66 @@ def test_train_takes_every_option() -> None:
     other = run_json("train", *SHORT, *words, "--int8-weights")
     assert other["weights_sha256"] != found["weights_sha256"]
     assert run_json("train", *SHORT, "--halve-at", "--quiet")["halve_at"] == []
+
+
+def test_train_measures_with_held_back_training_samples() -> None:
+    found = run_json("train", *SHORT, "--validation", "14", "--quiet")
+    assert (found["train_samples"], found["test_samples"]) == (50, 14)
+
+
+def test_train_convolutional_networks_with_what_suits_them(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    y = np.arange(48) % 10
+    np.savez("images.npz", x=np.repeat(12 * y[:, None], 784, axis=1).astype(np.int8), y=y)
+    common = ("--dataset", "images.npz", "--epochs", "1", "--no-float32", "--quiet")
+    words = ("train", "--model", "cnn", *common)
+    found = run_json(*words)
+    assert (found["model"], found["momentum"], found["batch"]) == ("cnn", True, 32)
+    other = run_json(*words, "--no-momentum", "--array", "4x4")
+    assert other["momentum"] is False
+    assert other["weights_sha256"] != found["weights_sha256"]
+    assert run_json(*words, "--int8-weights")["momentum"] is False
+    assert run_json("train", "--model", "ds-residual", *common)["momentum"] is False
+    capsys.readouterr()
+    words = ("train", "--model", "cnn:3", "--dataset", "images.npz", "--quiet")
+    assert "has labels up to 9 and the network 'cnn:3' 3 outputs" in refused(capsys, *words)
+
+
+def test_train_an_auto_encoder(capsys: pytest.CaptureFixture[str]) -> None:
+    base = np.random.default_rng(0).normal(size=(3, 640))
+    x = np.tanh(np.random.default_rng(1).normal(size=(80, 3)) @ base / 4)
+    np.savez("sounds.npz", x=x)
+    words = ("train", "--model", "autoencoder", "--dataset", "sounds.npz", "--quiet")
+    found = run_json(*words, "--epochs", "2", "--batch", "4", "--plot", "errors.png", "--check")
+    assert found["accuracy"] is None
+    assert found["accuracy_float32"] is None
+    assert found["bit_exact"] is True
+    assert found["error"] == pytest.approx(found["error_float32"], rel=0.1)
+    assert found["errors"][-1] == found["error"]
+    assert found["loss"][-1] < found["loss"][0]
+    assert Path("errors.png").read_bytes().startswith(b"\x89PNG")
+    assert "mean squared error" in capsys.readouterr().out
+    words = ("train", "--model", "digits", "--dataset", "sounds.npz", "--quiet")
+    assert "has no labels" in refused(capsys, *words)
+
+
+def test_train_on_a_folder_of_recordings(capsys: pytest.CaptureFixture[str]) -> None:
+    rng = np.random.default_rng(0)
+    for label in ("hm", "ts"):
+        for index in range(10):
+            noise = rng.normal(size=3000) if label == "ts" else np.sin(np.arange(3000) / 9)
+            path = Path("sounds") / label / f"{index}.wav"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with wave.open(str(path), "wb") as file:
+                file.setparams((1, 2, 8000, 0, "NONE", ""))
+                file.writeframes((noise * 5000).astype("<i2").tobytes())
+    words = ("train", "--model", "ds-cnn:2", "--dataset", "sounds", "--batch", "4", "--quiet")
+    found = run_json(*words, "--epochs", "1")
+    assert (found["train_samples"], found["test_samples"]) == (16, 4)
+    assert found["dataset"] == "sounds"
+    empty = ("train", "--model", "ds-cnn", "--dataset", "spoken-digits", "--data", ".", "--quiet")
+    assert "Free Spoken Digit Dataset" in refused(capsys, *empty)
 
 
 def test_demo_on_the_golden_model(capsys: pytest.CaptureFixture[str]) -> None:
@@ -177,8 +238,8 @@ def test_train_refuses(
 def test_train_refuses_bad_samples(capsys: pytest.CaptureFixture[str]) -> None:
     x = np.zeros((20, 64), np.int8)
     words = ("train", "--model", "digits", "--dataset", "bad.npz", "--quiet")
-    np.savez("bad.npz", x=x.astype(np.float32), y=np.zeros(20, np.int64))
-    assert "float32" in refused(capsys, *words)
+    np.savez("bad.npz", x=x.astype(np.int32), y=np.zeros(20, np.int64))
+    assert "int32, but int8 is expected" in refused(capsys, *words)
     np.savez("bad.npz", x=x, y=np.full(20, 12))
     assert "has labels up to 12 and the network 'digits' 10 outputs" in refused(capsys, *words)
     np.savez("bad.npz", x=x[:, :60], y=np.arange(20) % 2)

@@ -298,20 +298,31 @@ def test_less_memory_by_recomputation_and_more_by_harder_measures() -> None:
     config = up5k_config().replace(regions=(40 << 10, 40 << 10))
     with pytest.raises(DoesNotFitError) as info:
         plan(graph, config, 1, costs=step_costs)
-    assert [option.measures[-1] for option in info.value.options] == ["freeze", "int8"]
+    assert [option.measures[-1] for option in info.value.options] == ["freeze", "sparse", "int8"]
     for option in info.value.options:
         text = f"{option.text}: {option.bytes} bytes, "
         assert text in str(info.value)
         assert f"{option.cycles} cycles a step" in str(info.value)
         check(plan(option.graph, config, option.batch))
-    choice = choose(graph, config, 1, allow=["recompute", "int8"], costs=step_costs)
+    choice = choose(graph, config, 1, allow=["recompute", "int8"])
     assert choice.measures == ("recompute", "int8")
     check(choice.plan)
-    choice = choose(graph, config, 1, allow=["freeze"], costs=step_costs)
+    choice = choose(graph, config, 1, allow=["freeze"])
     assert choice.measures == ("freeze",)
     assert choice.plan.recomputed == ()
     with pytest.raises(DoesNotFitError):
-        choose(graph, config, 1, allow=["batch"], costs=step_costs)
+        choose(graph, config, 1, allow=["batch"])
+
+
+def test_a_sparse_update_leaves_few_layers_alone() -> None:
+    graph = network("resnet8")
+    config = up5k_config().replace(regions=(110 << 10, 110 << 10))
+    choice = choose(graph, config, 1, allow=["sparse"], costs=step_costs)
+    assert choice.text == "layer block3.conv2 frozen"
+    assert choice.measures == ("sparse",)
+    check(choice.plan)
+    from_the_first = choose(graph, config, 1, allow=["freeze"], costs=step_costs)
+    assert len(choice.graph.trainable()) > len(from_the_first.graph.trainable())
 
 
 def test_measures_together_where_one_is_not_enough() -> None:

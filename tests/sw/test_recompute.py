@@ -1,15 +1,16 @@
 """Recomputation: less memory, more cycles, the same bits."""
 
-import dataclasses
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from gradiron.arch.config import Config, simulation_config, up5k_config
 from gradiron.compiler import Program, compile_graph, lower, step_costs
 from gradiron.golden.device import GoldenDevice
-from gradiron.graph import INPUT, TRAIN, Graph, Schedule, derive
+from gradiron.graph import INPUT, TRAIN, Graph, derive
 from gradiron.memory import Placement, Plan, place
 from gradiron.model import LayerParameters, Parameters, State, read_state, write_state
 from gradiron.networks import mlp, network
@@ -100,32 +101,95 @@ def test_the_same_bits(graph: Graph) -> None:
     same_bits(graph, simulation_config("4x4"), 2, 6)
 
 
+def unshared(graph: Graph, batch: int) -> Program:
+    """A program in whose memory all tensors lie one after the other, planes of gates elsewhere."""
+    config = simulation_config("4x4", regions=(1 << 20, 1 << 16))
+    schedule = derive(graph, batch)
+    spans = lifetimes(schedule)
+    placements: dict[str, Placement] = {}
+    end = 0
+    for name, tensor in schedule.tensors.items():
+        region = int(tensor.part == "argmax")
+        placements[name] = Placement(tensor, region, end, spans[name])
+        end += tensor.bytes
+    return lower(Plan(config, schedule, placements), graph)
+
+
+def sharing_changes_no_bit(graph: Graph, batch: int, steps: int) -> None:
+    wanted = trained(unshared(graph, batch), graph, steps)
+    schedule = derive(graph, batch)
+    least = footprint(schedule)
+    for room in (1000, 200):
+        size = max(1024, (least + room) // 8 * 4)
+        config = simulation_config("4x4", regions=(size, size))
+        try:
+            found = plan(graph, config, batch, costs=step_costs)
+        except DoesNotFitError:
+            found = plan(graph, simulation_config("4x4"), batch, costs=step_costs)
+        for program in found.schedule.programs:
+            run(found, program)
+        state = trained(lower(found, graph), graph, steps)
+        assert state.weights_sha256() == wanted.weights_sha256()
+        for name, entry in wanted.exponents.items():
+            assert state.exponents[name] == entry, name
+
+
 def test_sharing_changes_no_bit() -> None:
     graph = everything()
-    schedule = derive(graph, 2)
-    wide = simulation_config("4x4")
-    alone = dict(zip(schedule.tensors, _ends(schedule), strict=True))
-    placements = {
-        name: Placement(tensor, 0, alone[name], spans)
-        for (name, tensor), spans in zip(
-            schedule.tensors.items(), lifetimes(schedule).values(), strict=True
-        )
-    }
-    argmax = {n: p for n, p in placements.items() if p.tensor.part == "argmax"}
-    placements |= {name: dataclasses.replace(p, region=1) for name, p in argmax.items()}
-    unshared = lower(Plan(wide, schedule, placements), graph)
-    wanted = trained(unshared, graph, 6)
-    assert trained(unshared, graph, 5).weights_sha256() != wanted.weights_sha256()
-    least = footprint(schedule)
-    for size in (least // 2 + 400, least // 2 + 100):
-        config = simulation_config("4x4", regions=(size - size % 4, size - size % 4))
-        found = plan(graph, config, 2, costs=step_costs)
-        run(found, TRAIN)
-        assert found.recomputed == ()
-        assert [name for name in placements if found.over(name)]
-        state = trained(lower(found, graph), graph, 6)
-        assert state.exponents == wanted.exponents
-        assert state.weights_sha256() == wanted.weights_sha256()
+    program = unshared(graph, 2)
+    wanted = trained(program, graph, 6)
+    assert trained(program, graph, 5).weights_sha256() != wanted.weights_sha256()
+    found = plan(graph, simulation_config("4x4"), 2, costs=step_costs)
+    assert len([name for name in found.placements if found.over(name)]) > 2
+    sharing_changes_no_bit(graph, 2, 6)
+
+
+@st.composite
+def networks(draw: st.DrawFn) -> Graph:
+    """Chains with residuals: odd sizes, strides, pools that leave a rest."""
+    layers: list[Layer] = []
+    shape = [draw(st.integers(5, 11)), draw(st.integers(5, 11)), draw(st.integers(1, 5))]
+    start, last = tuple(shape), "input"
+    for index in range(draw(st.integers(1, 5))):
+        kinds = ["conv", "conv", "depthwise", "residual"]
+        kinds += ["max_pool", "average_pool"] if min(shape[:2]) >= 4 else []
+        kind, name = draw(st.sampled_from(kinds)), f"{index}"
+        relu = draw(st.booleans())
+        kernel = (draw(st.integers(1, 3)), draw(st.integers(1, 3)))
+        stride = (draw(st.integers(1, 2)), draw(st.integers(1, 2)))
+        if kind == "residual":
+            units = draw(st.integers(1, 6))
+            layers.append(Layer(f"{name}a", "conv", (last,), units=units, kernel=kernel, relu=relu))
+            layers.append(Layer(f"{name}b", "conv", (f"{name}a",), units=shape[2], kernel=(3, 3)))
+            layers.append(Layer(name, "add", (last, f"{name}b"), relu=draw(st.booleans())))
+        elif kind in ("max_pool", "average_pool"):
+            window = draw(st.integers(2, 3))
+            layers.append(Layer(name, kind, (last,), kernel=(window, window)))
+            shape[:2] = [size // window for size in shape[:2]]
+        else:
+            units = draw(st.integers(1, 6)) if kind == "conv" else 0
+            layers.append(
+                Layer(name, kind, (last,), units=units, kernel=kernel, stride=stride, relu=relu)
+            )
+            shape[:2] = [-(-size // step) for size, step in zip(shape, stride, strict=False)]
+            shape[2] = units or shape[2]
+        last = name
+    layers.append(Layer("flat", "flatten", (last,)))
+    layers.append(Layer("dense", "dense", ("flat",), units=3))
+    return Graph("random", start, tuple(layers))
+
+
+@given(networks(), st.integers(1, 3))
+@settings(max_examples=8)
+def test_sharing_changes_no_bit_of_any_network(graph: Graph, batch: int) -> None:
+    sharing_changes_no_bit(graph, batch, 2)
+
+
+@pytest.mark.long
+@given(networks(), st.integers(1, 3))
+@settings(max_examples=150)
+def test_sharing_changes_no_bit_of_many_networks(graph: Graph, batch: int) -> None:
+    sharing_changes_no_bit(graph, batch, 2)
 
 
 @pytest.mark.parametrize(
@@ -143,12 +207,6 @@ def test_networks_train_to_the_same_bits_in_small_memories(
     assert state.weights_sha256() == wanted.weights_sha256()
     for entry, value in wanted.exponents.items():
         assert state.exponents[entry] == value, entry
-
-
-def _ends(schedule: Schedule) -> list[int]:
-    """Offsets at which tensors lie one after the other."""
-    sizes = [tensor.bytes for tensor in schedule.tensors.values()]
-    return [sum(sizes[:index]) for index in range(len(sizes))]
 
 
 def test_less_memory() -> None:

@@ -15,7 +15,8 @@ from gradiron.cli import main, report
 from gradiron.data import Dataset, load
 from gradiron.errors import DataError, MissingExtraError
 from gradiron.float_twin import FloatTwin
-from gradiron.train import Settings
+from gradiron.networks import network
+from gradiron.train import Recipe, Settings, recipe
 
 SETTINGS = Settings(2, 16, 3, (1,), 0)
 KEYS = ["name", "command", "commit", "versions", "date", "results"]
@@ -98,6 +99,102 @@ def test_the_comparison_with_pytorch_is_a_measurement(tmp_path: Path) -> None:
     assert found["versions"]["torch"]
     assert [run["seed"] for run in results["runs"]] == [0, 1]
     assert abs(results["difference_points"]) < 1
+
+
+def test_pytorch_trains_convolutional_networks_with_and_without_momentum() -> None:
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(0)
+    y = np.arange(40) % 10
+    x = (rng.integers(0, 60, (40, 784)) + 6 * y[:, None]).astype(np.int8)
+    data = Dataset("own", x, y, x[:20], y[:20], 10)
+    for model in ("cnn", "ds-residual"):
+        settings = Settings(3, 8, 5, (1, 2), 0)
+        run = report.Session().run(model, data, settings, "golden")
+        assert all(
+            layer.momentum for layer in run.graph.layers if layer.name in run.graph.trainable()
+        )
+        mine, other = run.twin(), report.torch_history(run)
+        for one, two in zip(mine.epochs, other.epochs, strict=True):
+            assert one.loss == pytest.approx(two.loss, abs=1e-3), model
+    assert torch
+
+
+def test_settings_are_chosen_on_held_back_samples(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = few("digits")
+    monkeypatch.setattr(report, "load", few)
+    monkeypatch.setattr(report, "SEEDS", (0, 1))
+    seen: list[bytes] = []
+    fit = FloatTwin.fit
+
+    def watched(self: FloatTwin, data: Dataset, *args: Any, **options: Any) -> Any:
+        seen.append(data.x_test.tobytes() + data.x_train.tobytes())
+        return fit(self, data, *args, **options)
+
+    monkeypatch.setattr(FloatTwin, "fit", watched)
+    good, bad = Recipe(2, 8, 2, ()), Recipe(1, 8, 20, ())
+    task = report.Task("digits", "digits", (bad, good), good, 40)
+    result = task.choose(report.Session())
+    assert result["used_is_best"]
+    assert result["best"] == result["candidates"][1]
+    assert result["best"]["accuracy_mean"] == np.mean(result["best"]["accuracies"])
+    assert (result["train_samples"], result["validation_samples"]) == (88, 40)
+    assert len(seen) == 4
+    # Neither trained nor measured with a test sample; other samples for every seed.
+    for row in data.x_test:
+        assert not any(row.tobytes() in each for each in seen)
+    assert seen[0] != seen[1]
+    assert seen[0] == seen[2]
+    assert not report.Task("digits", "digits", (bad, good), bad, 40).choose(report.Session())[
+        "used_is_best"
+    ]
+
+
+RESULTS = Path(__file__).parents[2] / "docs" / "results"
+
+
+@pytest.mark.parametrize(
+    ("name", "model"),
+    [
+        ("choice-digits", "digits"),
+        ("choice-mlp", "mlp"),
+        ("choice-cnn", "cnn"),
+        ("choice-ds-residual", "ds-residual"),
+        ("choice-ds-cnn", "ds-cnn"),
+    ],
+)
+def test_what_is_used_is_what_was_chosen(name: str, model: str) -> None:
+    best = json.loads((RESULTS / f"{name}.json").read_text("utf-8"))["results"]["best"]
+    used = recipe(network(model))
+    keys = ("epochs", "batch", "rate", "momentum")
+    assert {key: best[key] for key in keys} == {key: getattr(used, key) for key in keys}
+    assert tuple(best["halvings"]) == used.halvings
+
+
+def test_the_demo_uses_what_was_chosen() -> None:
+    best = json.loads((RESULTS / "choice-demo.json").read_text("utf-8"))["results"]["best"]
+    assert (best["epochs"], best["batch"], best["rate"]) == (
+        report.DEMO_EPOCHS,
+        report.DEMO_BATCH,
+        report.DEMO_RATE,
+    )
+    assert tuple(best["halvings"]) == report.DEMO_RECIPE.halvings
+
+
+@pytest.mark.usefixtures("short")
+def test_accuracies_over_seeds_of_convolutional_networks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    y = np.arange(64) % 10
+    x = np.repeat(12 * y[:, None], 784, axis=1).astype(np.int8)
+    images = Dataset("fashion", x, y, x[:20], y[:20], 10)
+    monkeypatch.setattr(report, "load", lambda name, folder: images)
+    monkeypatch.setattr(report, "IMAGE_SAMPLES", 64)
+    found = written(tmp_path, "fashion-cnn")["results"]
+    assert [run["model"] for run in found["runs"]] == ["cnn", "cnn"]
+    assert all(run["momentum"] for run in found["runs"])
+    assert all(run["epochs"] == 5 for run in found["runs"])
 
 
 def test_what_pytorch_cannot_repeat_is_refused() -> None:

@@ -120,6 +120,14 @@ class Config:
         return self.cols // self.lanes
 
     @property
+    def stepwise(self) -> bool:
+        """Whether a row's results are read, computed and written in fixed steps of some cycles.
+
+        Otherwise, with C lanes and two ports, there is a row per cycle.
+        """
+        return self.single_port or self.groups > 1
+
+    @property
     def memory_bytes(self) -> int:
         """Bytes of data memory in all regions."""
         return sum(self.regions)
@@ -191,7 +199,7 @@ def up5k_config(*, momentum: bool = False) -> Config:
         regions=(1 << 16, 1 << 16),
         acc_depth=256,
         program_words=1024,
-        lanes=2,
+        lanes=1,
         single_port=True,
         lane_bytes=2,
         momentum=momentum,

@@ -18,25 +18,27 @@ def fetch_stages(config: Config) -> int:
     return 3 + word_registers(config)
 
 
-STEP_CYCLES: dict[str, tuple[int, int]] = {
-    "wait": (6, 0),
-    "read": (5, 0),
-    "write": (4, 0),
-    "read planes": (3, 0),
-    "write planes": (2, 0),
-    "copy": (1, 0),
-    "pass": (4, 1),
-    "settle": (3, 0),
-    "release": (1, 0),
+PASS_CYCLES = 4
+"""Of a pass of a chore: cycles per group of lanes, from its selection to its result."""
+
+STEP_CYCLES: dict[str, int] = {
+    "wait": 5,
+    "read": 1,
+    "write": 1,
+    "read planes": 3,
+    "write planes": 2,
+    "pass": 0,
+    "settle": 3,
+    "release": 1,
 }
-"""Length of a step of a chore: cycles, and further cycles per group of lanes."""
+"""Length of a step of a chore, without what depends on the machine."""
 
 CHORE_STEPS: dict[str, tuple[str, ...]] = {
     "load bias": ("wait", "read", "pass"),
     "update bias": ("wait", "read", "pass", "write", "release"),
     "momentum bias": (
         *("wait", "read", "pass", "pass", "write"),
-        *("copy", "read", "pass", "write", "release"),
+        *("read", "pass", "write", "release"),
     ),
     "momentum row": (
         *("wait", "read planes", "pass", "pass", "write planes"),
@@ -46,21 +48,51 @@ CHORE_STEPS: dict[str, tuple[str, ...]] = {
 """The steps of the vector path's whole-row chores."""
 
 
-def step_cycles(kind: str, groups: int) -> int:
+def bank_words(config: Config) -> int:
+    """Words of data memory in which the biases of a column tile are read and written.
+
+    A word has at most C bytes, and belongs to a single group of lanes.
+    """
+    return max(4, config.groups)
+
+
+def step_cycles(kind: str, config: Config) -> int:
     """Cycles of one step of a chore."""
-    fixed, per_group = STEP_CYCLES[kind]
-    return fixed + per_group * groups
+    further = {"read": bank_words(config), "write": bank_words(config)}
+    further["pass"] = PASS_CYCLES * config.groups
+    return STEP_CYCLES[kind] + further.get(kind, 0)
 
 
-def chore_cycles(name: str, groups: int) -> int:
+def chore_cycles(name: str, config: Config) -> int:
     """Cycles of a whole chore."""
-    return sum(step_cycles(kind, groups) for kind in CHORE_STEPS[name])
+    return sum(step_cycles(kind, config) for kind in CHORE_STEPS[name])
 
 
-PREPARE_CYCLES = 6
+READ_HIGH, WRITE_HIGH, WRITE_LOW, READ_LOW = 2, 3, 4, 5
+"""Phases of a window in steps: what is stored of its row is read, the row before is written."""
+
+
+def stepwise_windows(config: Config) -> dict[str, int]:
+    """Lengths of the windows of a machine whose rows are handled in steps, by kind of result.
+
+    What is read must have come before the first group's last stage, and nothing is read or written
+    in the last cycle.
+    """
+    return {
+        "int8": max(config.groups + 1, WRITE_HIGH + 2),
+        "logits": max(config.groups + 1, WRITE_LOW + 2),
+        "master": max(config.groups + READ_LOW - 1, READ_LOW + 2),
+    }
+
+
+PREPARE_CYCLES = 25
 """Before an MM or LOSS: exponents are read, shift amounts and the random key computed."""
-POST_CYCLES = 3
+POST_CYCLES = 10
 """After an MM or LOSS: saturations are counted, the exponent and its tracker written."""
+COUNT_STEP_CYCLES = 4
+"""Of STEP: the training step is a word of a memory."""
+ENDLOOP_CYCLES = 2
+"""Of ENDLOOP: the innermost loop is a word of a memory."""
 
 LOSS_QUOTIENT_BITS = 16
 LOSS_LOG_CYCLES = 13

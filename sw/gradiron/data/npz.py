@@ -37,10 +37,10 @@ def load_npz(path: str | os.PathLike[str], *, test_share: int = 5, seed: int = 0
     """A `.npz` file with x_train, y_train, x_test, y_test, or with x and y.
 
     Inputs are int8 (taken as they are, with the exponent that a number `exponent` in the file
-    gives, -7 without), uint8 (scaled from 0..255), or real (quantised with the exponent that the largest
-    training input asks for; larger ones for testing are cut off). Labels may be left out, and
-    t_train and t_test, or t, may hold targets, for networks that learn values. With x and y alone,
-    one in `test_share` samples, chosen by the seed, is held back for testing.
+    gives, -7 without), uint8 (scaled from 0..255), or real (quantised with the exponent that the
+    largest training input asks for; larger ones for testing are cut off). Labels may be left out,
+    and t_train and t_test, or t, may hold targets, for networks that learn values. With x and y
+    alone, one in `test_share` samples, chosen by the seed, is held back for testing.
 
     Raises
     ------
