@@ -585,6 +585,12 @@ def _refusal(
         for tensor in schedule.tensors.values()
         if tensor.bytes > limit
     ]
+    span = 1 << (config.offset_bits - 1)
+    lines += [
+        f"{tensor.name} has {tensor.bytes} bytes, and offsets on this machine reach {span - 1}"
+        for tensor in schedule.tensors.values()
+        if span <= tensor.bytes <= limit
+    ]
     options: list[Option] = []
     if TRAIN in schedule.programs:
         options = list(_options(graph, config, batch, costs, again=again))

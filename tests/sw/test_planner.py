@@ -211,6 +211,14 @@ def test_refusal_because_of_the_division_into_regions() -> None:
     )
 
 
+def test_refusal_of_a_tensor_that_offsets_do_not_span() -> None:
+    with pytest.raises(DoesNotFitError) as info:
+        plan(mlp([512, 8, 2]), Config(regions=(4096, 4096, 4096)), 1)
+    assert "dense1.weight.high has 4096 bytes, and offsets on this machine reach 4095" in str(
+        info.value
+    )
+
+
 def test_momentum_must_be_built() -> None:
     graph = network("digits").with_options(momentum=["dense1"])
     with pytest.raises(PlanError, match="layers dense1 want momentum, and this machine was built"):
