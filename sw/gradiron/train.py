@@ -164,7 +164,7 @@ def _usual_rate(batch: int) -> int:
 SMALL = 8192
 """Weights below which a network is trained as the one of the digits is."""
 DENSE_RECIPE = Recipe(10, 32, 3, (50, 70, 90))
-SMALL_RECIPE = Recipe(24, 8, 3, (70, 85))
+SMALL_RECIPE = Recipe(24, 8, 2, (50, 70, 90))
 IMAGE_RECIPE = Recipe(5, 32, 4, (40, 60, 80), momentum=True)
 SOUND_RECIPE = Recipe(20, 32, 4, (50, 70, 90), momentum=True)
 VALUES_RECIPE = Recipe(10, 32, 10, (50, 70, 90))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
 import subprocess
@@ -30,7 +31,7 @@ def few(name: str, folder: str | None = None) -> Dataset:
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(report, "load", few)
-    monkeypatch.setattr(report, "DEMO_EPOCHS", 1)
+    monkeypatch.setattr(report, "DEMO_RECIPE", dataclasses.replace(report.DEMO_RECIPE, epochs=1))
     monkeypatch.setattr(report, "FASHION_MODEL", "digits")
     monkeypatch.setattr(report, "FASHION_EPOCHS", 2)
     monkeypatch.setattr(report, "SEEDS", (0, 1))
@@ -151,35 +152,21 @@ def test_settings_are_chosen_on_held_back_samples(
     ]
 
 
+CHOSEN = ("digits", "mlp", "cnn", "ds-residual", "ds-cnn")
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
 
 
 @pytest.mark.parametrize(
-    ("name", "model"),
+    ("name", "used"),
     [
-        ("choice-digits", "digits"),
-        ("choice-mlp", "mlp"),
-        ("choice-cnn", "cnn"),
-        ("choice-ds-residual", "ds-residual"),
-        ("choice-ds-cnn", "ds-cnn"),
+        ("choice-demo", report.DEMO_RECIPE),
+        *((f"choice-{name}", recipe(network(name))) for name in CHOSEN),
     ],
 )
-def test_what_is_used_is_what_was_chosen(name: str, model: str) -> None:
+def test_what_is_used_is_what_was_chosen(name: str, used: Recipe) -> None:
     best = json.loads((RESULTS / f"{name}.json").read_text("utf-8"))["results"]["best"]
-    used = recipe(network(model))
-    keys = ("epochs", "batch", "rate", "momentum")
-    assert {key: best[key] for key in keys} == {key: getattr(used, key) for key in keys}
-    assert tuple(best["halvings"]) == used.halvings
-
-
-def test_the_demo_uses_what_was_chosen() -> None:
-    best = json.loads((RESULTS / "choice-demo.json").read_text("utf-8"))["results"]["best"]
-    assert (best["epochs"], best["batch"], best["rate"]) == (
-        report.DEMO_EPOCHS,
-        report.DEMO_BATCH,
-        report.DEMO_RATE,
-    )
-    assert tuple(best["halvings"]) == report.DEMO_RECIPE.halvings
+    found = {key: best[key] for key in ("epochs", "batch", "rate", "momentum")}
+    assert Recipe(halvings=tuple(best["halvings"]), **found) == used
 
 
 @pytest.mark.usefixtures("short")

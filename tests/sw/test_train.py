@@ -118,7 +118,7 @@ def test_settings() -> None:
 
 def test_default_settings() -> None:
     digits = default_settings(network("digits"), seed=3)
-    assert digits == Settings(24, 8, 3, (16, 20), 3)
+    assert digits == Settings(24, 8, 2, (12, 16, 21), 3)
     assert default_settings(network("mlp")) == Settings(10, 32, 3, (5, 7, 9), 0)
     assert default_settings(network("mlp"), epochs=1).halvings == ()
     rates = [default_settings(network("mlp"), batch=b).rate for b in (1, 4, 8, 32)]

@@ -26,11 +26,9 @@ from gradiron.cli import machines
 from gradiron.cli.bench import gemm_rows, measure_step, speed_rows
 from gradiron.cli.output import Row, note, print_table, write_json
 from gradiron.cli.training import (
-    DEMO_BATCH,
     DEMO_DATASET,
-    DEMO_EPOCHS,
     DEMO_MODEL,
-    DEMO_RATE,
+    DEMO_RECIPE,
     Run,
     execute,
     result_of,
@@ -44,7 +42,6 @@ from gradiron.operations import LOSSES, Layer
 from gradiron.progress import EpochRecord
 from gradiron.reals import pooling_shift, window
 from gradiron.train import (
-    SMALL_RECIPE,
     History,
     Recipe,
     Settings,
@@ -195,8 +192,9 @@ def _grid(
     return tuple(Recipe(epochs, batch, k, h, momentum) for k in rates for h in halvings)
 
 
+RATES = (2, 3, 4)
+"""Learning rates of 1/2 and more make all but the smallest networks diverge."""
 LATE = ((70, 85), (50, 70, 90))
-DEMO_RECIPE = Recipe(DEMO_EPOCHS, DEMO_BATCH, DEMO_RATE, SMALL_RECIPE.halvings)
 
 
 def _task(model: str, dataset: str, held: int, samples: int | None, *grids: Any) -> Task:
@@ -219,18 +217,18 @@ def _image_task(model: str) -> Task:
 
 def choice_demo(session: Session) -> Row:
     """Settings of the demo: 64-32-10 on the handwritten digits, few steps."""
-    grid = _grid(DEMO_EPOCHS, DEMO_BATCH, (0, 1, 2, 3), LATE)
+    grid = _grid(DEMO_RECIPE.epochs, DEMO_RECIPE.batch, RATES, LATE)
     return Task(DEMO_MODEL, DEMO_DATASET, grid, DEMO_RECIPE, 287).choose(session)
 
 
 def choice_digits(session: Session) -> Row:
     """Settings of 64-32-10 on the handwritten digits."""
-    return _task("digits", "digits", 287, None, _grid(24, 8, (1, 2, 3, 4), LATE)).choose(session)
+    return _task("digits", "digits", 287, None, _grid(24, 8, RATES, LATE)).choose(session)
 
 
 def choice_mlp(session: Session) -> Row:
     """Settings of 784-128-64-10 on Fashion-MNIST."""
-    grid = _grid(FASHION_EPOCHS, FASHION_BATCH, (2, 3, 4), LATE)
+    grid = _grid(FASHION_EPOCHS, FASHION_BATCH, RATES, LATE)
     return _task(FASHION_MODEL, FASHION_DATASET, 10_000, None, grid).choose(session)
 
 
@@ -275,10 +273,7 @@ def digits_seeds(session: Session) -> Row:
     """64-32-10 on the handwritten digits: the demo's settings, and those of `train`."""
     data = load(DEMO_DATASET, session.folder)
     graph = machines.find_graph(DEMO_MODEL)
-    demo = [
-        default_settings(graph, epochs=DEMO_EPOCHS, batch=DEMO_BATCH, rate=DEMO_RATE, seed=seed)
-        for seed in SEEDS
-    ]
+    demo = [DEMO_RECIPE.settings(seed=seed) for seed in SEEDS]
     usual = [default_settings(graph, seed=seed) for seed in SEEDS]
     return {
         "demo_settings": over_seeds(session, DEMO_MODEL, data, demo),

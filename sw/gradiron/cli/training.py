@@ -37,6 +37,7 @@ from gradiron.networks import NETWORKS
 from gradiron.progress import NoProgress, make_progress
 from gradiron.train import (
     History,
+    Recipe,
     Settings,
     Trainer,
     answers,
@@ -49,7 +50,7 @@ from gradiron.train import (
 )
 
 DEMO_MODEL, DEMO_DATASET = "digits", "digits"
-DEMO_EPOCHS, DEMO_BATCH, DEMO_RATE = 16, 16, 2
+DEMO_RECIPE = Recipe(16, 16, 2, (70, 85))
 """Enough to learn the digits as well as float32 does, in few cycles."""
 DEMO_PLOT = "gradiron-demo-accuracy.png"
 NOT_EQUAL = 1
@@ -454,13 +455,7 @@ def demo(args: argparse.Namespace) -> int:
     graph = machines.find_graph(DEMO_MODEL)
     data = load(DEMO_DATASET)
     _check_positive(args, "epochs")
-    settings = default_settings(
-        graph,
-        epochs=args.epochs or DEMO_EPOCHS,
-        batch=DEMO_BATCH,
-        rate=DEMO_RATE,
-        seed=args.seed,
-    )
+    settings = DEMO_RECIPE.settings(epochs=args.epochs, seed=args.seed)
     program = machines.network_program(graph, settings.batch, args.array, engine=args.engine)
     run = Run(graph, data, settings, program, args.engine, check=True, quiet=args.quiet)
     return _finish(args, run, args.plot or DEMO_PLOT, needed=args.plot is not None)
