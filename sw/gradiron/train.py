@@ -167,7 +167,7 @@ DENSE_RECIPE = Recipe(10, 32, 3, (50, 70, 90))
 SMALL_RECIPE = Recipe(24, 8, 2, (50, 70, 90))
 IMAGE_RECIPE = Recipe(5, 32, 4, (40, 60, 80), momentum=True)
 SOUND_RECIPE = Recipe(20, 32, 4, (50, 70, 90), momentum=True)
-VALUES_RECIPE = Recipe(10, 32, 10, (50, 70, 90))
+VALUES_RECIPE = Recipe(20, 8, 11, (50, 70, 90))
 """For dense, small dense and convolutional networks, for sounds, and for squared errors."""
 RECIPES = {"ds-residual": Recipe(5, 32, 3, (60, 80)), "ds-cnn": SOUND_RECIPE}
 """Of built-in networks that are not trained as others of their kind."""
