@@ -189,13 +189,17 @@ class ProductEngine(wiring.Component):
             mine: Value = Const(1, 1)
             if block_bits:
                 mine = tap[:block_bits] == c // rows
-            takes, fresh = Signal(name=f"takes_{c}"), Signal(name=f"fresh_{c}")
+            takes, chosen = Signal(name=f"takes_{c}"), Signal(name=f"chosen_{c}")
+            fresh = Signal(name=f"fresh_{c}")
             added = Signal(signed(width), name=f"added_{c}")
             larger = part[:8].as_signed() > held[8:16].as_signed()
             m.d.comb += takes.eq(mine & (first_tap | larger))
             key = Cat(~number, Const(15, 4), part[:8]).as_signed()
             m.d.comb += [
-                fresh.eq(Mux(pooled, takes, summed.first)),
+                chosen.eq(Mux(pooled, takes, summed.first)),
+                # Out of a carry, where logic optimisation does not see through: it would find that
+                # `chosen` implies `takes`, and have other LUTs for the choice than those of the sum.
+                fresh.eq((chosen + self.shift)[1]),
                 added.eq(Mux(pooled, Mux(takes, key, 0), part)),
                 write.en[c].eq(
                     self.shift
@@ -204,7 +208,6 @@ class ProductEngine(wiring.Component):
                     & (~single_written | (lane_written == c))
                 ),
             ]
-            # The choice fits into the LUTs of the sum.
             with m.If(self.shift & (~single_lane | (lane == c))):
                 m.d.sync += total[32 * c : 32 * c + 32].eq(Mux(fresh, added, held + added))
         busy = stream.busy | ~stream.idle | Cat(*[t.valid for t in tags]).any()
