@@ -106,6 +106,20 @@ class LayerProgram:
         "weight"."""
         return self.program.schedule.exponents[name]
 
+    def fill(self, device: Device, seed: int = 1) -> None:
+        """Write the program, random numbers to all tensors, and exponents that fit them."""
+        self.prepare(device)
+        random = np.random.Generator(np.random.PCG64(seed))
+        for name, placement in self.program.plan.placements.items():
+            data = random.integers(-127, 128, placement.tensor.bytes).astype(np.int8)
+            if placement.tensor.kind == "bias":
+                data[3::4] = data[2::4] >> 7
+            device.write_memory(placement.address, data.tobytes())
+            if name in self.program.schedule.exponents:
+                device.write_exponent(self.index(name), -7, -2)
+        if self.parameter is not None:
+            device.write_exponent(self.index("weight"), -7)
+
     def prepare(self, device: Device) -> None:
         """Write the program and the exponents that never change."""
         device.write_program(self.program.words)

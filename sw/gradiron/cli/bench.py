@@ -1,7 +1,8 @@
 """`gradiron bench`: cycles by the hardware's own counters.
 
-A row has the keys name, pass, shape, array, macs, cycles, mac_per_cycle and utilisation. The shape
-of a product is MxNxK, where K is the length of the reduction.
+A row has the keys name, pass, shape, array, macs, cycles, mac_per_cycle and utilisation; rows of
+layers and steps also have `bytes` (that must at least be moved) and `stalls` (cycles by cause). The
+shape of a product is MxNxK, where K is the length of the reduction.
 """
 
 from __future__ import annotations
@@ -13,22 +14,40 @@ from typing import Any
 
 import numpy as np
 
+from gradiron.arch.isa import REGISTERS, Decoded, decode
 from gradiron.cli import machines
+from gradiron.cli.breakdown import (
+    BUSY,
+    Key,
+    counted,
+    divide,
+    print_breakdown,
+    traffic,
+    with_bytes,
+)
 from gradiron.cli.output import Row, check_output, note, print_table, write_json
+from gradiron.cli.plots import plot_roofline
 from gradiron.cli.training import write_step_trace_of
 from gradiron.compiler import GEMM_ENTRY, ORDERS, Program
+from gradiron.cycles import instruction_cycles, program_cycles
 from gradiron.data import Dataset
 from gradiron.device import Device
 from gradiron.engines import CXXRTL, DEFAULT_ARRAY, PYSIM, open_engine
 from gradiron.errors import DataError, MismatchError
+from gradiron.golden import GoldenDevice
 from gradiron.graph import TRAIN, Graph
 from gradiron.networks import NETWORKS
-from gradiron.operations import LossStep, Product
+from gradiron.operations import OPERATIONS, Layer, LossStep, Product
+from gradiron.reals import PADDINGS, SAME
+from gradiron.single import LayerProgram
 from gradiron.train import Settings, Trainer, default_settings, new_trainer
 
 SIMULATORS = (CXXRTL, PYSIM)
 COLUMNS = ("name", "pass", "shape", "array", "macs", "cycles", "mac_per_cycle", "utilisation")
 SAMPLES_SEED = 1
+MODEL = "model"
+"""Instead of a simulator: the cycle model, which predicts what the simulators count."""
+LAYERS = tuple(name for name, operation in OPERATIONS.items() if not operation.view)
 
 
 def add_bench(commands: Any) -> None:
@@ -55,6 +74,29 @@ def add_bench(commands: Any) -> None:
     )
     _add_common(product)
     product.set_defaults(run=gemm)
+    layer: argparse.ArgumentParser = kinds.add_parser(
+        "layer",
+        help="the passes of one layer",
+        description="Forward, dX and dW (with the update), each a program of its own; results are "
+        "compared with the golden model's. Cycles run from the start to the last write.",
+    )
+    layer.add_argument(
+        "--operation", choices=LAYERS, default="conv", help="kind of layer (default conv)"
+    )
+    layer.add_argument(
+        "--input", default="16x16x16", metavar="HxWxC", help="one sample (default 16x16x16)"
+    )
+    layer.add_argument("--units", type=int, metavar="N", help="output channels (default 32)")
+    layer.add_argument("--kernel", default="3x3", metavar="KxK", help="(default 3x3)")
+    layer.add_argument("--stride", default="1x1", metavar="SxS", help="(default 1x1)")
+    layer.add_argument("--padding", choices=PADDINGS, default=SAME, help="(default same)")
+    layer.add_argument("--batch", type=int, default=1, metavar="N", help="samples (default 1)")
+    layer.add_argument("--roofline", metavar="FILE", help="write the roofline there, a .png")
+    layer.add_argument(
+        "--board", choices=machines.BOARDS, default="sim", help="the machine: sim, or a board's"
+    )
+    _add_common(layer, model=True)
+    layer.set_defaults(run=bench_layer)
     step: argparse.ArgumentParser = kinds.add_parser(
         "step",
         help="one training step of a network",
@@ -66,7 +108,8 @@ def add_bench(commands: Any) -> None:
         "--board", choices=machines.BOARDS, default="sim", help="the machine: sim, or a board's"
     )
     step.add_argument("--trace", metavar="FILE", help="write the step there, for ui.perfetto.dev")
-    _add_common(step)
+    step.add_argument("--roofline", metavar="FILE", help="write the roofline there, a .png")
+    _add_common(step, model=True)
     step.set_defaults(run=bench_step)
     speed: argparse.ArgumentParser = kinds.add_parser(
         "speed",
@@ -80,10 +123,16 @@ def add_bench(commands: Any) -> None:
     speed.set_defaults(run=bench_speed)
 
 
-def _add_common(parser: argparse.ArgumentParser, *, engine: bool = True) -> None:
+def _add_common(
+    parser: argparse.ArgumentParser, *, engine: bool = True, model: bool = False
+) -> None:
     machines.add_machine(parser)
     if engine:
-        parser.add_argument("--engine", choices=SIMULATORS, default=CXXRTL, help="(default cxxrtl)")
+        choices = (*SIMULATORS, MODEL) if model else SIMULATORS
+        predicted = "; model: predicted, without a simulation" if model else ""
+        parser.add_argument(
+            "--engine", choices=choices, default=CXXRTL, help=f"(default cxxrtl{predicted})"
+        )
     parser.add_argument("--json", metavar="FILE", help="write a list of rows there")
 
 
@@ -216,20 +265,18 @@ def step_rows(device: Device, program: Program, trainer: Trainer, data: Dataset)
         origin = program.origins[retired.pc]
         key = (origin.layer, origin.pass_)
         cycles[key] = cycles.get(key, 0) + retired.last_cycle - retired.first_cycle + 1
-    macs: dict[tuple[str, str], int] = {}
-    for origin in program.origins.values():
-        if origin.entry == TRAIN:
-            key = (origin.layer, origin.pass_)
-            macs[key] = macs.get(key, 0) + origin.macs
+    macs = _macs(program, TRAIN)
     shapes = _shapes(program)
+    by_key = counted(device, program, TRAIN)
     rows = [
-        row(layer, pass_, shapes.get((layer, pass_), ""), program, macs[layer, pass_], count)
-        for (layer, pass_), count in cycles.items()
+        divide(
+            row(*key, shapes.get(key, ""), program, macs[key], count),
+            by_key[key],
+            program.config.peak,
+        )
+        for key, count in cycles.items()
     ]
-    total = row(
-        "total", "other", f"batch {program.batch}", program, program.macs(TRAIN), counters["CYCLES"]
-    )
-    return [*rows, {**total, "counters": counters}]
+    return [*rows, _total(program, counters)]
 
 
 def measure_step(engine: str, program: Program, trace: str | None = None) -> list[Row]:
@@ -244,20 +291,193 @@ def measure_step(engine: str, program: Program, trace: str | None = None) -> lis
     return rows
 
 
+def model_step(program: Program) -> list[Row]:
+    """Rows of one training step as the cycle model predicts them."""
+    cycles, busy, total = _predicted(program, TRAIN)
+    macs = _macs(program, TRAIN)
+    shapes = _shapes(program)
+    rows = [
+        divide(
+            row(*key, shapes.get(key, ""), program, macs.get(key, 0), count),
+            {BUSY: busy[key]},
+            program.config.peak,
+        )
+        for key, count in cycles.items()
+    ]
+    counters = {"CYCLES": total, BUSY: sum(busy.values())}
+    return [*rows, _total(program, counters)]
+
+
+def _total(program: Program, counters: dict[str, int]) -> Row:
+    cycles = counters["CYCLES"]
+    found = row("total", "other", f"batch {program.batch}", program, program.macs(TRAIN), cycles)
+    return {**divide(found, counters, program.config.peak), "counters": counters}
+
+
+def _macs(program: Program, entry: str) -> dict[Key, int]:
+    """Logical products by layer and pass."""
+    macs: dict[Key, int] = {}
+    for origin in program.origins.values():
+        if origin.entry == entry:
+            key = (origin.layer, origin.pass_)
+            macs[key] = macs.get(key, 0) + origin.macs
+    return macs
+
+
+def _predicted(program: Program, entry: str) -> tuple[dict[Key, int], dict[Key, int], int]:
+    """Cycles and busy cycles by layer and pass, and the cycles of the whole program."""
+    config = program.config
+    cycles: dict[Key, int] = {}
+    busy: dict[Key, int] = {}
+    registers = {register.name: register.reset for register in REGISTERS}
+    for pc in range(program.entry(entry), len(program.words)):
+        decoded = decode(program.words[pc], config)
+        assert isinstance(decoded, Decoded)
+        if decoded.register is not None:
+            registers[decoded.register.name] = decoded.value
+        taken, working = instruction_cycles(config, decoded, registers)
+        origin = program.origins[pc]
+        key = (origin.layer, origin.pass_)
+        cycles[key] = cycles.get(key, 0) + taken
+        busy[key] = busy.get(key, 0) + working
+        if decoded.name == "HALT":
+            break
+    return cycles, busy, program_cycles(program.words, config, program.entry(entry)).total
+
+
 def bench_step(args: argparse.Namespace) -> int:
     """Run the command bench step."""
-    check_output(args.json, args.trace)
+    check_output(args.json, args.trace, args.roofline)
     graph = machines.find_graph(args.model)
     batch = default_settings(graph).batch if args.batch is None else args.batch
     program = machines.network_program(graph, batch, args.array, args.board)
-    rows = measure_step(args.engine, program, args.trace)
+    if args.engine == MODEL:
+        if args.trace is not None:
+            raise DataError("--trace needs a simulator, not the model")
+        rows = model_step(program)
+    else:
+        rows = measure_step(args.engine, program, args.trace)
+    rows = with_bytes(rows, traffic(program, TRAIN))
     write_json(args.json, rows)
-    print_rows(f"a training step of {graph} at batch {batch} on {args.engine}", rows)
-    counters: dict[str, int] = rows[-1]["counters"]
-    whole = max(1, counters["CYCLES"])
-    shares = [[name, count, f"{count / whole:.1%}"] for name, count in counters.items() if count]
-    print_table("counters", ("counter", "value", "of the cycles"), shares)
+    title = f"a training step of {graph} at batch {batch} on {args.engine}"
+    print_rows(title, rows)
+    print_breakdown("where the cycles go", rows)
+    passes = pass_rows(program, rows)
+    print_rows("the three passes", passes)
+    if args.roofline is not None:
+        plot_roofline(args.roofline, title, rows[:-1], program.config)
     return 0
+
+
+def pass_rows(program: Program, rows: list[Row]) -> list[Row]:
+    """Sums of a step's rows by pass."""
+    found: list[Row] = []
+    for pass_ in dict.fromkeys(line["pass"] for line in rows[:-1]):
+        chosen = [line for line in rows[:-1] if line["pass"] == pass_]
+        macs, cycles = (sum(line[key] for line in chosen) for key in ("macs", "cycles"))
+        found.append(row("all layers", pass_, "", program, macs, cycles))
+    return found
+
+
+# --- one layer ------------------------------------------------------------------------------------
+
+
+def _sizes(text: str, what: str, counts: Sequence[int]) -> tuple[int, ...]:
+    """ "16x16x3" to numbers."""
+    parts = text.lower().split("x")
+    if len(parts) not in counts or not all(p.isascii() and p.isdigit() for p in parts):
+        form = " or ".join("x".join("N" * count) for count in counts)
+        raise DataError(
+            f"{what} {text!r} is not {form}; for example {'x'.join(['3'] * counts[-1])}"
+        )
+    return tuple(int(part) for part in parts)
+
+
+def _pair(text: str, what: str) -> tuple[int, int]:
+    sizes = _sizes(text, what, (1, 2))
+    return sizes[0], sizes[-1]
+
+
+def bench_layer(args: argparse.Namespace) -> int:
+    """Run the command bench layer."""
+    check_output(args.json, args.roofline)
+    shape = _sizes(args.input, "--input", (1, 3))
+    operation = OPERATIONS[args.operation]
+    units = 0
+    if args.operation in ("conv", "dense"):
+        units = 32 if args.units is None else args.units
+    layer = Layer(
+        args.operation,
+        args.operation,
+        ("input",),
+        units,
+        relu=operation.parameters is not None,
+        kernel=_pair(args.kernel, "--kernel"),
+        stride=_pair(args.stride, "--stride"),
+        padding=args.padding,
+    )
+    found = machines.single_layer(layer, shape, args.batch, args.array, args.board)
+    rows = layer_rows(args.engine, found)
+    write_json(args.json, rows)
+    title = f"{args.operation} of {args.input} at batch {args.batch} on {args.engine}"
+    print_rows(title, rows)
+    print_breakdown("where the cycles go", rows)
+    if args.roofline is not None:
+        plot_roofline(args.roofline, title, rows, found.program.config)
+    return 0
+
+
+def layer_rows(engine: str, found: LayerProgram) -> list[Row]:
+    """Rows of the passes of a layer.
+
+    Raises
+    ------
+    MismatchError
+        Where a simulated result is not the golden model's.
+    """
+    program = found.program
+    shapes = {
+        pass_: f"{'x'.join(map(str, found.input_shape))} -> "
+        f"{'x'.join(map(str, found.output_shape))} batch {found.batch}"
+        for pass_ in program.entries
+    }
+    rows: list[Row] = []
+    if engine == MODEL:
+        for entry in program.entries:
+            _, busy, total = _predicted(program, entry)
+            line = row(found.layer.name, entry, shapes[entry], program, found.macs(entry), total)
+            counters = {"CYCLES": total, BUSY: sum(busy.values())}
+            rows.append({**divide(line, counters, program.config.peak), "counters": counters})
+    else:
+        with open_simulator(engine, program) as device, GoldenDevice(program.config) as golden:
+            for each in (device, golden):
+                found.fill(each)
+            for entry in program.entries:
+                device.clear_counters()
+                for each in (device, golden):
+                    each.run(program.entry(entry))
+                _compare(found, entry, device, golden)
+                counters = device.counters()
+                cycles = counters["CYCLES"]
+                line = row(
+                    found.layer.name, entry, shapes[entry], program, found.macs(entry), cycles
+                )
+                rows.append({**divide(line, counters, program.config.peak), "counters": counters})
+    moved = {
+        key: count for entry in program.entries for key, count in traffic(program, entry).items()
+    }
+    return with_bytes(rows, moved)
+
+
+def _compare(found: LayerProgram, entry: str, device: Device, golden: Device) -> None:
+    for name, placement in found.program.plan.placements.items():
+        if device.read_memory(placement.address, placement.tensor.bytes) != golden.read_memory(
+            placement.address, placement.tensor.bytes
+        ):
+            raise MismatchError(
+                f"{found.layer.name} {entry}: the tensor {name!r} is not the golden model's; this "
+                "is a fault of the hardware, please report it"
+            )
 
 
 # --- speed of the simulation ---------------------------------------------------------------------

@@ -8,13 +8,22 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
-from gradiron.arch.config import MAX_REGION_BYTES, Config, simulation_config, up5k_config
+from gradiron.arch.config import (
+    MAX_REGION_BYTES,
+    MAX_REGIONS,
+    Config,
+    simulation_config,
+    up5k_config,
+)
 from gradiron.compiler import GemmProgram, Program, compile_graph, gemm_program
 from gradiron.engines import DEFAULT_ARRAY, GOLDEN, is_board, open_device
-from gradiron.errors import ConfigError, ModelError
+from gradiron.errors import ConfigError, ModelError, PlanError
 from gradiron.graph import Graph
 from gradiron.networks import network
+from gradiron.operations import Layer, Shape
+from gradiron.single import LayerProgram, layer_program
 
 BOARDS = ("sim", "up5k")
 LEAST_REGION = 1 << 12
@@ -106,6 +115,35 @@ def _connected(engine: str, array: str | None) -> Config:
     if array is not None and array.lower() != config.array:
         raise ConfigError(f"the board at {engine} has the array {config.array}, not {array}")
     return config
+
+
+def single_layer(
+    layer: Layer,
+    input_shape: Shape,
+    batch: int,
+    array: str | None,
+    board: str = "sim",
+    **options: Any,
+) -> LayerProgram:
+    """The passes of one layer, compiled for a board or for a simulated machine that fits it.
+
+    Raises
+    ------
+    PlanError
+        Where it does not fit.
+    ConfigError
+        For an array that the board does not have.
+    """
+    config = _board(board, array)
+    if config is not None:
+        return layer_program(config, layer, input_shape, batch, **options)
+    config = simulation_config(array or DEFAULT_ARRAY)
+    try:
+        return layer_program(config, layer, input_shape, batch, **options)
+    except PlanError:
+        regions = (MAX_REGION_BYTES,) * MAX_REGIONS
+        config = config.replace(regions=regions, program_words=MOST_PROGRAM_WORDS)
+        return layer_program(config, layer, input_shape, batch, **options)
 
 
 def _board(board: str, array: str | None) -> Config | None:

@@ -6,6 +6,8 @@ from importlib import import_module
 from math import isnan
 from typing import Any
 
+from gradiron.arch.config import Config
+from gradiron.cli.breakdown import bandwidth
 from gradiron.errors import DataError, MissingExtraError
 from gradiron.graph import KINDS, TRAIN
 from gradiron.planner import Plan, step_name
@@ -148,4 +150,68 @@ def plot_map(path: str, title: str, found: Plan) -> None:
         fontsize=7,
         frameon=False,
     )
+    _save(figure, path)
+
+
+PASS_STYLES = {"forward": "o", "dx": "s", "dw": "^", "loss": "x", "other": "x"}
+
+
+def plot_roofline(path: str, title: str, rows: list[dict[str, Any]], config: Config) -> None:
+    """Write the roofline: MAC/cycle of each row over the MACs per byte that it must move.
+
+    Parameters
+    ----------
+    path, title : str
+    rows : list of dict
+        With `bytes`; those without products are left out.
+    config : Config
+
+    Raises
+    ------
+    MissingExtraError
+        Without matplotlib.
+    DataError
+        Where the file cannot be written, or is of an unknown kind.
+    """
+    figure = _figure((8, 5))
+    axes = figure.add_subplot()
+    shown = [row for row in rows if row["macs"] and row.get("bytes")]
+    width = bandwidth(config)
+    ridge = config.peak / width
+    places = [row["macs"] / row["bytes"] for row in shown] or [ridge]
+    low, high = min(*places, ridge) / 2, max(*places, ridge) * 2
+    axes.plot(
+        [low, ridge, high],
+        [low * width, config.peak, config.peak],
+        color="black",
+        linewidth=1,
+        label=f"{config.array}: {config.peak} MAC/cycle, {width} bytes/cycle",
+    )
+    for pass_, marker in PASS_STYLES.items():
+        points = [row for row in shown if row["pass"] == pass_]
+        if points:
+            axes.plot(
+                [row["macs"] / row["bytes"] for row in points],
+                [row["mac_per_cycle"] for row in points],
+                marker,
+                label=pass_,
+                markersize=5,
+            )
+    for row in shown:
+        axes.annotate(
+            row["name"],
+            (row["macs"] / row["bytes"], row["mac_per_cycle"]),
+            xytext=(3, 3),
+            textcoords="offset points",
+            fontsize=6,
+        )
+    axes.set(
+        title=title,
+        xlabel="MACs per byte of operands and results",
+        ylabel="MAC/cycle",
+        xscale="log",
+        yscale="log",
+    )
+    axes.grid(alpha=0.3, which="both")
+    axes.legend(loc="lower right")
     _save(figure, path)
