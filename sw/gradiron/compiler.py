@@ -235,21 +235,149 @@ def split_taps(product: Product, config: Config) -> list[_Part]:
     return found
 
 
-def forms_of(product: Product) -> list[Product]:
+Form: TypeAlias = list[Product]
+"""Products that together do what one does."""
+MOST_SEGMENTS = 5
+"""Segments of an axis into which an image is divided at most."""
+SET_CYCLES = 10
+"""About what the registers of one more product cost."""
+
+
+def forms_of(product: Product) -> list[Form]:
     """A product in all forms that give the same result.
 
     Where the bytes of a row of taps are contiguous, in the streamed operand and in the weights (or
     the result), the row may be one tap: the array's rows are filled better if a tap alone is
     shorter than they are.
+
+    Pixels at the border of an image, whose windows reach beyond it, may be products of their own,
+    with the taps alone that lie within it. In an update, taps that lie outside for rows of pixels
+    may be products of their own, without those rows.
     """
     a, b, o, j = product.a, product.b, product.o, product.j
     step = o.step1 if product.transposed else b.tap_x
     each = o.step0 if product.transposed else b.pitch
-    mergeable = b.by == BMode.ROWS and product.taps_x > 1 and a.tap_x == j and step == j * each
-    if not mergeable:
-        return [product]
-    merged = dataclasses.replace(product, taps_x=1, j=product.taps_x * j)
-    return [merged, product]
+    forms: list[Form] = [[product]]
+    if b.by == BMode.ROWS and product.taps_x > 1 and a.tap_x == j and step == j * each:
+        merged = dataclasses.replace(product, taps_x=1, j=product.taps_x * j)
+        forms = [[merged], *_divided(merged), *forms]
+    return [*forms, *_divided(product)]
+
+
+@dataclass(frozen=True)
+class _Segment:
+    """Pixels of an axis, in order, that see the same taps."""
+
+    first: int
+    pixels: int
+    tap: int
+    taps: int
+
+
+def _segments(
+    pixels: tuple[int, int], taps: tuple[int, int], start: int, limit: int
+) -> list[_Segment]:
+    """The pixels of an axis by the taps that lie within bounds.
+
+    Parameters
+    ----------
+    pixels, taps : (int, int)
+        Number and distance in bytes.
+    start : int
+        Offset of the first tap of the first pixel.
+    limit : int
+        Offsets are valid from 0 and below this.
+    """
+    found: list[_Segment] = []
+    for pixel in range(pixels[0]):
+        offset = start + pixel * pixels[1]
+        valid = [tap for tap in range(taps[0]) if 0 <= offset + tap * taps[1] < limit] or [0]
+        last = found[-1] if found else None
+        if last is not None and (last.tap, last.taps) == (valid[0], len(valid)):
+            found[-1] = dataclasses.replace(last, pixels=last.pixels + 1)
+        else:
+            found.append(_Segment(pixel, 1, valid[0], len(valid)))
+    return found
+
+
+def _divided_update(product: Product) -> list[Form]:
+    """An update with padding of zeros, divided by rows of taps.
+
+    Its pixels are contiguous in B: rows of a single image can be left away at both ends. What has
+    the biases must see all pixels.
+    """
+    a, b, o = product.a, product.b, product.o
+    if product.pad or product.images > 1 or not product.pads:
+        return []
+    # The rows of pixels that a tap sees: the same question with pixels and taps exchanged.
+    taps = _segments((product.taps_y, a.tap_y), (product.y, a.y), a.y0, a.rows)
+    whole = [index for index, each in enumerate(taps) if each.taps == product.y]
+    if not whole or not 1 < len(taps) <= MOST_SEGMENTS:
+        return []
+    parts = [
+        dataclasses.replace(
+            product,
+            a=dataclasses.replace(a, y0=a.y0 + each.first * a.tap_y + each.tap * a.y),
+            b=dataclasses.replace(b, offset=b.offset + each.tap * product.x * b.pitch),
+            o=dataclasses.replace(o, offset=o.offset + each.first * o.step2),
+            y=each.taps,
+            taps_y=each.pixels,
+            bias=product.bias if index == whole[0] else "",
+            logical=0 if index else product.macs,
+        )
+        for index, each in enumerate(taps)
+    ]
+    return [parts]
+
+
+def _divided(product: Product) -> list[Form]:
+    """A product with padding of zeros, divided by rows, by columns, and by both."""
+    a, b, o = product.a, product.b, product.o
+    if product.transposed:
+        return _divided_update(product)
+    if (
+        product.pad
+        or product.out != Out.INT8
+        or b.by not in (BMode.ROWS, BMode.COLUMNS, BMode.DIAGONAL)
+        or not product.pads
+    ):
+        return []
+    run = product.columns if b.by == BMode.DIAGONAL else product.j
+    rows = _segments((product.y, a.y), (product.taps_y, a.tap_y), a.y0, a.rows)
+    columns = _segments(
+        (product.x, a.x), (product.taps_x, a.tap_x), a.x0, max(0, a.columns - run + 1)
+    )
+    all_rows = [_Segment(0, product.y, 0, product.taps_y)]
+    all_columns = [_Segment(0, product.x, 0, product.taps_x)]
+    forms: list[Form] = []
+    for ys, xs in ((rows, all_columns), (all_rows, columns), (rows, columns)):
+        if len(ys) * len(xs) == 1 or max(len(ys), len(xs)) > MOST_SEGMENTS:
+            continue
+        parts = [
+            dataclasses.replace(
+                product,
+                a=dataclasses.replace(
+                    a,
+                    y0=a.y0 + y.first * a.y + y.tap * a.tap_y,
+                    x0=a.x0 + x.first * a.x + x.tap * a.tap_x,
+                ),
+                b=dataclasses.replace(b, offset=b.offset + y.tap * b.tap_y + x.tap * b.tap_x),
+                o=dataclasses.replace(o, offset=o.offset + y.first * o.step1 + x.first * o.step0),
+                y=y.pixels,
+                x=x.pixels,
+                taps_y=y.taps,
+                taps_x=x.taps,
+                logical=0,
+                track=Track.NONE,
+            )
+            for y in ys
+            for x in xs
+        ]
+        parts[0] = dataclasses.replace(parts[0], logical=product.macs)
+        parts[-1] = dataclasses.replace(parts[-1], track=product.track)
+        if parts not in forms:
+            forms.append(parts)
+    return forms
 
 
 @dataclass(frozen=True)
@@ -266,8 +394,9 @@ class Lowered:
 class _Emitter:
     """Words of one program; knows what every register holds."""
 
-    def __init__(self, found: Plan) -> None:
+    def __init__(self, found: Plan, *, divide: bool = True) -> None:
         self.plan = found
+        self.divide = divide
         self.config = found.config
         self.words: list[int] = []
         self.origins: dict[int, Origin] = {}
@@ -323,14 +452,16 @@ class _Emitter:
     def product(self, product: Product, update_shift: int) -> None:
         """The instructions of a product, in the form that takes the fewest cycles."""
         found = self.lowered_forms(product, update_shift)
-        if len(found) > 1:
-            found.sort(key=lambda form: sum(self.cycles(mm, self.plan.address) for mm in form))
         pass_ = product.pass_.name.lower()
-        for mm in found[0]:
+        for mm in min(found, key=lambda form: self.form_cycles(form, self.plan.address)):
             origin = Origin(self.entry, product.layer, pass_)
             self.set(origin, mm.values)
             word = encode("MM", self.config, **mm.fields)
             self.put(word, dataclasses.replace(origin, macs=mm.macs), mm.comment)
+
+    def form_cycles(self, form: list[Lowered], address: Callable[[str], int]) -> int:
+        """Cycles of the instructions of a form, with what the registers of each more cost."""
+        return sum(self.cycles(found, address) for found in form) + SET_CYCLES * (len(form) - 1)
 
     def cycles(self, found: Lowered, address: Callable[[str], int]) -> int:
         """Cycles of an instruction with its tensors at these addresses."""
@@ -342,7 +473,12 @@ class _Emitter:
 
     def lowered_forms(self, product: Product, update_shift: int) -> list[list[Lowered]]:
         """The instructions of a product, in every form that gives the same result."""
-        return [self.lowered(form, update_shift) for form in forms_of(product)]
+        forms = forms_of(product)
+        if not self.divide:
+            forms = [form for form in forms if len(form) == 1]
+        return [
+            [found for each in form for found in self.lowered(each, update_shift)] for form in forms
+        ]
 
     def lowered(self, product: Product, update_shift: int) -> list[Lowered]:
         """The instructions of a product in one form."""
@@ -489,6 +625,18 @@ class _Emitter:
         self.put(encode(name, self.config), Origin(self.entry, name.lower(), "other"))
 
 
+def _emitted(found: Plan, *, divide: bool) -> _Emitter:
+    """All programs of a plan; `divide` takes several products for one where that is faster."""
+    emit = _Emitter(found, divide=divide)
+    update_shift = (found.schedule.batch - 1).bit_length()
+    for entry, steps in found.schedule.programs.items():
+        emit.begin(entry)
+        for step in steps:
+            emit.step(step, update_shift)
+        emit.simple("HALT")
+    return emit
+
+
 def lower(found: Plan, graph: Graph | None = None) -> Program:
     """Emit the programs of a plan.
 
@@ -497,14 +645,10 @@ def lower(found: Plan, graph: Graph | None = None) -> Program:
     PlanError
         Where they are longer than the program memory.
     """
-    emit = _Emitter(found)
-    update_shift = (found.schedule.batch - 1).bit_length()
-    for entry, steps in found.schedule.programs.items():
-        emit.begin(entry)
-        for step in steps:
-            emit.step(step, update_shift)
-        emit.simple("HALT")
     room = found.config.program_words
+    emit = _emitted(found, divide=True)
+    if len(emit.words) > room:
+        emit = _emitted(found, divide=False)
     if len(emit.words) > room:
         sizes = ", ".join(
             f"{entry} {sum(o.entry == entry for o in emit.origins.values())}"
@@ -553,20 +697,21 @@ def step_costs(schedule: Schedule, config: Config) -> Cost:
     """
     emit = _Emitter(Plan(config, schedule, {}))
     update_shift = (schedule.batch - 1).bit_length()
-    probed: dict[Step, list[list[Lowered]]] = {}
-
-    def forms(step: Step) -> list[list[Lowered]]:
-        if isinstance(step, Product):
-            return emit.lowered_forms(step, update_shift)
-        return [[emit.lowered_loss(step)] if isinstance(step, LossStep) else []]
+    probed: dict[Step, list[Lowered]] = {}
 
     def cost(step: Step, regions: Mapping[str, int]) -> int:
         def address(tensor: str) -> int:
             return make_address(regions.get(tensor, 0), 0)
 
         if step not in probed:
-            probed[step] = forms(step)
-        return min(sum(emit.cycles(found, address) for found in form) for form in probed[step])
+            # Which form is the fastest hardly depends on the regions.
+            forms: list[list[Lowered]] = [[]]
+            if isinstance(step, Product):
+                forms = emit.lowered_forms(step, update_shift)
+            elif isinstance(step, LossStep):
+                forms = [[emit.lowered_loss(step)]]
+            probed[step] = min(forms, key=lambda form: emit.form_cycles(form, address))
+        return emit.form_cycles(probed[step], address) if probed[step] else 0
 
     return cost
 

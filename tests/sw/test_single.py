@@ -296,3 +296,29 @@ def test_random_layers(name: str) -> None:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_many_random_layers(name: str) -> None:
     check_random(name, 1000, 150)
+
+
+@pytest.mark.parametrize("name", ["8x4", "up5k"])
+def test_the_most_divided_forms(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # What the cycle model would hardly choose is as right as what it chooses.
+    def most(self: Any, form: list[Any], address: Any) -> int:
+        return -len(form)
+
+    monkeypatch.setattr("gradiron.compiler._Emitter.form_cycles", most)
+    check_random(name, 5, 25)
+
+
+def test_a_division_leaves_padding_away() -> None:
+    layer = Layer("c", "conv", ("input",), 16, kernel=(3, 3))
+    found = layer_program(CONFIGS["8x8"], layer, (8, 8, 16))
+    assert [found.macs(entry) for entry in (FORWARD, DX, DW)] == [8 * 8 * 9 * 16 * 16] * 3
+    counts = {
+        entry: sum(
+            o.entry == entry and found.program.words[pc] >> 24 == 0x10
+            for pc, o in found.program.origins.items()
+        )
+        for entry in (FORWARD, DX, DW)
+    }
+    assert counts[FORWARD] > 1
+    assert counts[DX] > 1
+    assert counts[DW] == 3
