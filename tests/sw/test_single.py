@@ -11,6 +11,7 @@ from gradiron.arch.config import Config, simulation_config, up5k_config
 from gradiron.arch.numerics import Use, bit_length, random16, random_key, rn, rt, sat8, sr
 from gradiron.errors import PlanError
 from gradiron.golden import GoldenDevice
+from gradiron.operations import Layer
 from gradiron.single import DW, DX, FORWARD, LayerProgram, layer_program
 from support.layers import Case, random_case
 
