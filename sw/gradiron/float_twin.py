@@ -8,7 +8,7 @@ quantised weights stand for. `gradiron.cli.report` holds it against PyTorch.
 from __future__ import annotations
 
 import time
-from math import nan
+from math import nan, prod
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,8 @@ from gradiron.train import (
 Float32 = npt.NDArray[np.float32]
 MOMENTUM = 7 / 8
 EVALUATION_BATCH = 1000
+EVALUATION_VALUES = 1 << 24
+"""Samples at a time, and values of all layers at a time, where no gradients are wanted."""
 INFINITE = 2**31 - 1
 """Stands in the history for a loss that is not a number any more."""
 
@@ -137,10 +139,9 @@ class FloatTwin:
     def infer(self, x: npt.NDArray[Any]) -> Real:
         """Outputs of any number of (N, ...) int8 samples."""
         flat = check_inputs(x, self.graph.features)
-        parts = [
-            self.outputs(flat[start : start + EVALUATION_BATCH])
-            for start in range(0, len(flat), EVALUATION_BATCH)
-        ]
+        values = sum(prod(shape) for shape in self.graph.shapes.values())
+        step = max(1, min(EVALUATION_BATCH, EVALUATION_VALUES // values))
+        parts = [self.outputs(flat[i : i + step]) for i in range(0, len(flat), step)]
         return np.concatenate(parts)
 
     def predict(self, x: npt.NDArray[Any]) -> npt.NDArray[np.int64]:

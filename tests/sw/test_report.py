@@ -111,9 +111,8 @@ def test_pytorch_trains_convolutional_networks_with_and_without_momentum() -> No
     for model in ("cnn", "ds-residual"):
         settings = Settings(3, 8, 5, (1, 2), 0)
         run = report.Session().run(model, data, settings, "golden")
-        assert all(
-            layer.momentum for layer in run.graph.layers if layer.name in run.graph.trainable()
-        )
+        momentum = {run.graph.layer(name).momentum for name in run.graph.trainable()}
+        assert momentum == {model == "cnn"}
         mine, other = run.twin(), report.torch_history(run)
         for one, two in zip(mine.epochs, other.epochs, strict=True):
             assert one.loss == pytest.approx(two.loss, abs=1e-3), model
