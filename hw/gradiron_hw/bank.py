@@ -16,7 +16,8 @@ class Slot(IntEnum):
 
     BIAS = 0
     NOTHING = 1
-    MOMENTUM = 2
+    SKIP = 2
+    MOMENTUM = 3
 
 
 class Bank(wiring.Component):
@@ -29,7 +30,7 @@ class Bank(wiring.Component):
     -------
     slot, group : place
     data : what is there, in the next cycle: one word per lane
-    write, result : write one word per lane
+    to_slot, to_group, write, result : write one word per lane
     take, word, bytes : write the part that is word number `word` of data memory
     part : that part of `data`
     """
@@ -43,6 +44,8 @@ class Bank(wiring.Component):
                 "slot": In(2),
                 "group": In(max(1, (config.groups - 1).bit_length())),
                 "data": Out(32 * config.lanes),
+                "to_slot": In(2),
+                "to_group": In(max(1, (config.groups - 1).bit_length())),
                 "write": In(1),
                 "result": In(32 * config.lanes),
                 "take": In(1),
@@ -65,14 +68,14 @@ class Bank(wiring.Component):
             value.eq(Mux(self.take, Cat(*[self.bytes for _ in range(parts)]), self.result)),
         ]
         if config.groups > 1:
-            slots = 4 if config.momentum else 2
-            m.submodules.memory = memory = Memory(shape=width, depth=slots * config.groups, init=[])
+            m.submodules.memory = memory = Memory(
+                shape=width, depth=len(Slot) * config.groups, init=[]
+            )
             read = memory.read_port()
             write = memory.write_port(granularity=self.part_bits)
-            place = Cat(self.group, self.slot)
             m.d.comb += [
-                read.addr.eq(place),
-                write.addr.eq(place),
+                read.addr.eq(Cat(self.group, self.slot)),
+                write.addr.eq(Cat(self.to_group, self.to_slot)),
                 write.data.eq(value),
                 write.en.eq(enable),
                 self.data.eq(read.data),
@@ -80,12 +83,12 @@ class Bank(wiring.Component):
             return m
         slot = Signal.like(self.slot)
         m.d.sync += slot.eq(self.slot)
-        for used in (Slot.BIAS, Slot.MOMENTUM) if config.momentum else (Slot.BIAS,):
+        for used in (Slot.BIAS, Slot.SKIP, *((Slot.MOMENTUM,) if config.momentum else ())):
             held = Signal(width, name=used.name.lower())
             with m.If(slot == used):
                 m.d.comb += self.data.eq(held)
             for part in range(parts):
                 bits = slice(self.part_bits * part, self.part_bits * (part + 1))
-                with m.If((self.slot == used) & enable[part]):
+                with m.If((self.to_slot == used) & enable[part]):
                     m.d.sync += held[bits].eq(value[bits])
         return m

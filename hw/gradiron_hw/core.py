@@ -303,6 +303,7 @@ class Core(wiring.Component):
             vector.row.eq(engine.row),
             vector.shift_main.eq(scalar.shift_main),
             vector.shift_bias.eq(scalar.shift_bias),
+            vector.shift_skip.eq(scalar.shift_skip),
             vector.rnd.eq(Cat(*[random.r[i] for i in range(config.lanes)])),
             vector.forget.eq(scalar.forget | starting),
             scalar.is_loss.eq(is_loss),

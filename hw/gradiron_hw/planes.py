@@ -19,7 +19,7 @@ class Planes(wiring.Component):
     load_high, load_low, new_high, new_low : words from memory
     approach : the row's elements are one stage before the last
     high, low : bytes that belong to the elements of the last stage
-    push, result_high, result_low : results take their place
+    push_high, push_low, result_high, result_low : results take their place
     out_high, out_low : the row of results
     direct : words that come are for the next elements, not for the next row's
     """
@@ -37,7 +37,8 @@ class Planes(wiring.Component):
                 "direct": In(1),
                 "high": Out(group),
                 "low": Out(group),
-                "push": In(1),
+                "push_high": In(1),
+                "push_low": In(1),
                 "result_high": In(group),
                 "result_low": In(group),
                 "out_high": Out(word),
@@ -52,7 +53,7 @@ class Planes(wiring.Component):
             load, new = getattr(self, f"load_{name}"), getattr(self, f"new_{name}")
             result, out = getattr(self, f"result_{name}"), getattr(self, f"out_{name}")
             here = getattr(self, name)
-            with m.If(self.push):
+            with m.If(getattr(self, f"push_{name}")):
                 m.d.sync += out.eq(Cat(out[group:], result))
             if self.config.stepwise:
                 with m.If(load):

@@ -5,6 +5,7 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
 from gradiron.arch.config import Config
+from gradiron.arch.isa import BMode
 from gradiron_hw.descriptor import bundle
 
 
@@ -42,14 +43,18 @@ class ResultAddress(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         m = Module()
         cols, bits = self.config.cols, self.config.offset_bits
-        low = cols.bit_length() - 1
         r, transposed = self.d.regs, self.d.mm.transposed
+        # By channel, a column tile is as wide as a word of the streamed operand.
+        narrow = min(self.config.rows, cols)
+        low, steps = narrow.bit_length() - 1, cols // narrow
+        by_channel = Signal()
+        m.d.comb += by_channel.eq(self.d.mm.b >= BMode.DIAGONAL)
 
         # Counts begin with 1, so that the last round is the one whose number is the limit.
         inner, middle, outer = Signal(16), Signal(12), Signal(16)
         inner_ends, middle_ends, ends = Signal(), Signal(), Signal()
         m.d.comb += [
-            inner_ends.eq(inner == Mux(transposed, r.N_J, r.N_X)),
+            inner_ends.eq((inner == Mux(transposed, r.N_J, r.N_X)) | (transposed & by_channel)),
             middle_ends.eq(middle == Mux(transposed, r.N_TX, r.N_Y)),
             ends.eq(
                 (outer == Mux(transposed, r.N_TY, r.N_P))
@@ -94,12 +99,19 @@ class ResultAddress(wiring.Component):
         with m.If(self.start):
             m.d.sync += following.eq(0)
         with m.Elif(begin):
-            m.d.sync += [following.eq(following + 1), self.column.eq(following_column)]
+            m.d.sync += [
+                following.eq(following + Mux(by_channel, 1, steps)),
+                self.column.eq(following_column),
+            ]
 
-        # Columns are a multiple of C: in the last tile the low bits of N_C are what is left.
+        # Columns are a multiple of the tile's width: in the last one, the low bits of N_C are what
+        # is left.
         whole = Signal()
+        left = Mux(by_channel, r.N_C[:low], r.N_C[: cols.bit_length() - 1])
         m.d.comb += [
             whole.eq(r.N_C[low:] >= following),
-            self.valid.eq(Cat(*[whole | (r.N_C[:low] > c) for c in range(cols)])),
+            self.valid.eq(
+                Cat(*[(whole | (left > c)) & ((c < narrow) | ~by_channel) for c in range(cols)])
+            ),
         ]
         return m

@@ -21,7 +21,8 @@ from amaranth.lib.wiring import In, Out
 
 from gradiron.arch.config import Config
 from gradiron.arch.isa import Out as Result
-from gradiron.arch.numerics import Use
+from gradiron.arch.isa import Scale, Skip
+from gradiron.arch.numerics import Rounding, Use
 from gradiron.arch.timing import bank_words
 from gradiron_hw.bank import Bank, Slot
 from gradiron_hw.chores import Chores, chore_names
@@ -38,6 +39,9 @@ POSTS = {
     Result.LOGITS: Post.LOGITS,
     Result.MASTER: Post.MASTER,
     Result.INT8_WEIGHTS: Post.WEIGHTS8,
+    Result.POOLED: Post.LOGITS,
+    Result.MEASURE: Post.INT8,
+    Result.LOSS: Post.BIAS_LOAD,
 }
 """What the lanes do with a row; momentum is a chore."""
 
@@ -51,7 +55,7 @@ class VectorPath(wiring.Component):
     start : begin an MM (one cycle); settles the window's length
     clear : stop at once and forget everything
     run : an MM is in progress
-    shift_main, shift_bias : signed shift amounts, stable while busy
+    shift_main, shift_bias, shift_skip : signed shift amounts, stable while busy
     arriving, row, shift : from the product engine
     advance : the engine may move
     serial : out: both operands come from one region
@@ -62,6 +66,7 @@ class VectorPath(wiring.Component):
     fault : a needed byte is out of range
     largest : OR of all magnitudes since `forget`; its bit length is that of the largest
     saturations : elements clipped since `start`
+    total : after an MM with out = loss, its sum
     holding, writing : the engine stands still for the path, or for a write
     """
 
@@ -74,6 +79,7 @@ class VectorPath(wiring.Component):
             "run": In(1),
             "shift_main": In(signed(6)),
             "shift_bias": In(signed(6)),
+            "shift_skip": In(signed(6)),
             "arriving": In(row_tag()),
             "row": In(32 * config.cols),
             "shift": In(1),
@@ -90,6 +96,7 @@ class VectorPath(wiring.Component):
             "forget": In(1),
             "largest": Out(32),
             "saturations": Out(24),
+            "total": Out(32),
             "holding": Out(1),
             "writing": Out(1),
         }
@@ -159,6 +166,7 @@ class VectorPath(wiring.Component):
                 "group": unsigned(len(window.group)),
                 "live": unsigned(config.lanes),  # columns of the group that count
                 "last": unsigned(1),  # last group of a row that goes to memory
+                "skip": unsigned(1),  # of the skip operand
             }
         )
         issue, select, move, finish = (
@@ -168,14 +176,16 @@ class VectorPath(wiring.Component):
         with m.If(self.clear):
             m.d.sync += [select.valid.eq(0), move.valid.eq(0), finish.valid.eq(0)]
         group = Signal.like(window.group)
+        writes = (mm.out != Result.MEASURE) & (mm.out != Result.LOSS)
         m.d.comb += [
             group.eq(Mux(chores.passes, chores.group, window.group)),
-            issue.valid.eq(window.issue | chores.issue),
+            issue.valid.eq(window.issue | window.issue_skip | chores.issue),
+            issue.skip.eq(window.issue_skip),
             issue.group.eq(group),
             issue.live.eq(result.valid.word_select(group, config.lanes)),
-            issue.last.eq(Mux(chores.passes, chores.last & ~chores.to_bank, window.ends)),
+            issue.last.eq(Mux(chores.passes, chores.last & ~chores.to_bank, window.ends & writes)),
         ]
-        self._lanes(m, chores, bank, planes, group, select, move, finish, result)
+        self._lanes(m, window, chores, bank, planes, group, select, move, finish, result)
         written = Signal()  # results of a whole row are in the planes from the next cycle on
         m.d.comb += written.eq(finish.valid & finish.last)
         pending = self._memory(m, window, chores, bank, planes, result, issue, written)
@@ -185,6 +195,7 @@ class VectorPath(wiring.Component):
     def _lanes(
         self,
         m: Module,
+        window: Window,
         chores: Chores,
         bank: Bank,
         planes: Planes,
@@ -207,17 +218,28 @@ class VectorPath(wiring.Component):
         ]
         with m.If(~chores.passes):
             m.d.comb += [
-                control.relu.eq(mm.relu),
+                control.relu.eq(mm.relu & ~select.skip),
                 control.round.eq(mm.round),
                 control.amount.eq(self.shift_main),
                 use.eq(Mux(mm.out == Result.INT8, Use.DX, Use.DW)),
-                counts.eq(1),
+                counts.eq((mm.out != Result.MEASURE) & ~finish.skip),
             ]
             with m.Switch(mm.out):
                 for out, post in POSTS.items():
                     with m.Case(out):
                         for name, value in control_of(post).items():
                             m.d.comb += getattr(control, name).eq(value)
+            with m.If((mm.out == Result.POOLED) | (mm.out == Result.LOSS)):
+                m.d.comb += control.amount.eq(0)
+            # Of the skip operand the stages see different elements at different times.
+            with m.If(move.skip):
+                m.d.comb += [
+                    control.round.eq(Rounding.NEAREST),
+                    control.amount.eq(self.shift_skip),
+                    control.subtract.eq(mm.skip == Skip.SUBTRACT),
+                ]
+            with m.If(finish.skip):
+                m.d.comb += [control.narrow.eq(0), control.from_bank.eq(1)]
 
         # Bits of a random number are turned so that those that count lie at the top.
         amount = control.amount
@@ -230,38 +252,61 @@ class VectorPath(wiring.Component):
             self.rnd_turn.eq(Mux(amount >= 16, 0, -amount)),
         ]
 
-        in_bank = Signal()  # results go there
+        # A skip operand is added to the bias in the bank; the sum of both is added to the row.
+        skips, is_loss = mm.skip != Skip.NONE, mm.out == Result.LOSS
+        push = finish.valid & ~finish.skip
         m.d.comb += [
-            in_bank.eq(chores.passes & chores.to_bank),
-            bank.slot.eq(
-                Mux(
-                    chores.held, chores.slot, Mux(mm.bias & ~mm.transposed, Slot.BIAS, Slot.NOTHING)
-                )
-            ),
-            bank.group.eq(Mux(chores.held, chores.group, group)),
-            bank.write.eq(finish.valid & in_bank),
-            planes.push.eq(finish.valid),
+            bank.slot.eq(Mux(mm.bias & ~mm.transposed, Slot.BIAS, Slot.NOTHING)),
+            bank.group.eq(group),
+            bank.to_slot.eq(Slot.SKIP),
+            bank.to_group.eq(finish.group),
+            bank.write.eq(finish.valid & (finish.skip | is_loss)),
+            planes.push_high.eq(push),
+            planes.push_low.eq(push),
             planes.approach.eq(move.valid & ~chores.passes),
+            self.total.eq(bank.data),
         ]
+        with m.If(move.skip):
+            m.d.comb += bank.group.eq(move.group)
+        with m.Elif(Mux(is_loss, ~window.issue, skips)):
+            m.d.comb += bank.slot.eq(Slot.SKIP)
+        if config.stepwise:
+            with m.If(skips):
+                m.d.comb += planes.push_low.eq(select.skip)
+        with m.If(chores.held):
+            m.d.comb += [
+                bank.slot.eq(chores.slot),
+                bank.group.eq(chores.group),
+                bank.to_slot.eq(chores.slot),
+                bank.to_group.eq(chores.group),
+                bank.write.eq(finish.valid & chores.passes & chores.to_bank),
+            ]
         row = Signal(32 * lanes)
         # A pass selects its row or planes in the cycle after the issue.
         m.d.comb += row.eq(self.row.word_select(select.group, 32 * lanes))
         magnitudes: list[Value] = []
         clipped: list[Value] = []
         tracked = Signal()
-        m.d.comb += tracked.eq(move.valid & (mm.out == Result.INT8) & ~chores.passes)
+        m.d.comb += tracked.eq(
+            move.valid
+            & ~move.skip
+            & ~chores.passes
+            & (((mm.out == Result.INT8) & (mm.scale == Scale.TRACKER)) | (mm.out == Result.MEASURE))
+        )
         for i in range(lanes):
             lane = Lane()
             m.submodules[f"lane_{i}"] = lane
             word, byte, half = slice(32 * i, 32 * i + 32), slice(8 * i, 8 * i + 8), 16 * i
             high = planes.high[byte]
-            own: Value = bank.data[word]
+            own: Value = bank.data[word].as_signed()
+            own = Mux(select.skip, planes.low[byte].as_signed(), own)
             if config.momentum:
                 stored = Cat(planes.low[byte], high).as_signed()
-                own = Mux(chores.passes & chores.source_planes, stored, own.as_signed())
+                own = Mux(chores.passes & chores.source_planes, stored, own)
+            from_row = ~select.skip & (~chores.passes | chores.source_row)
             m.d.comb += [
                 lane.control.eq(control),
-                lane.sum.eq(Mux(chores.passes & ~chores.source_row, 0, row[word])),
+                lane.sum.eq(Mux(from_row, row[word], 0)),
                 lane.own.eq(own),
                 lane.random.eq(self.rnd[half : half + 16]),
                 lane.high.eq(high),
@@ -314,7 +359,10 @@ class VectorPath(wiring.Component):
         config, r, mm = self.config, self.d.regs, self.d.mm
         u, w = self.u, self.w
         two_planes = (
-            (mm.out == Result.MASTER) | (mm.out == Result.MOMENTUM) | (mm.out == Result.LOGITS)
+            (mm.out == Result.MASTER)
+            | (mm.out == Result.MOMENTUM)
+            | (mm.out == Result.LOGITS)
+            | (mm.out == Result.POOLED)
         )
         first = Mux(mm.mask, r.M_BASE, r.O_BASE)  # the word that a row's result needs
 
@@ -360,11 +408,15 @@ class VectorPath(wiring.Component):
         high_now, low_now = Signal(), Signal()
         came_high, came_low, came_words = Signal(), Signal(), Signal()
         came_word = Signal.like(chores.word)
+        came_skip, from_chore = Signal(), Signal()
         m.d.sync += [
             came_high.eq(window.read_high | (chores.read & chores.planes & ~chores.low)),
-            came_low.eq(window.read_low | (chores.read & chores.planes & chores.low)),
+            came_low.eq(
+                window.read_low | window.read_skip | (chores.read & chores.planes & chores.low)
+            ),
+            from_chore.eq(chores.read),
+            came_skip.eq(window.read_skip),
             came_words.eq(chores.read & ~chores.planes),
-            planes.direct.eq(chores.read),
             came_word.eq(chores.word),
         ]
         m.d.comb += [
@@ -376,6 +428,7 @@ class VectorPath(wiring.Component):
             planes.load_low.eq(came_low),
             planes.new_high.eq(u.data),
             planes.new_low.eq(u.data),
+            planes.direct.eq(from_chore | came_skip),
         ]
 
         if config.stepwise:
@@ -385,7 +438,7 @@ class VectorPath(wiring.Component):
             m.d.comb += [
                 high_now.eq(pending[0] & (~window.inside | window.write_high)),
                 low_now.eq(pending[1] & Mux(window.inside, window.write_low, ~pending[0])),
-                u.en.eq(window.read_high | window.read_low | chores.read),
+                u.en.eq(window.read_high | window.read_low | window.read_skip | chores.read),
                 w.en.eq(high_now | low_now | chore_write),
                 w.data.eq(planes.out_high),
                 mask.eq(result.valid),
@@ -401,7 +454,9 @@ class VectorPath(wiring.Component):
             with m.Else():
                 with m.If(high_now | low_now):
                     m.d.comb += [index.eq(offset), mask.eq(columns)]
-                with m.If(low_now | window.read_low):
+                with m.If(window.read_skip):
+                    m.d.comb += address.eq(r.S_BASE)
+                with m.Elif(low_now | window.read_low):
                     m.d.comb += [address.eq(r.O_LO), w.data.eq(planes.out_low)]
                 with m.Elif(mm.mask & ~high_now):
                     m.d.comb += address.eq(r.M_BASE)
@@ -431,7 +486,7 @@ class VectorPath(wiring.Component):
             u.region.eq(region_of(config, first)),
             u.offset.eq(offset_of(config, first) + result.offset),
             u.mask.eq(result.valid),
-            v.en.eq(window.read_low),
+            v.en.eq(window.read_low | window.read_skip),
             v.region.eq(region_of(config, r.O_LO)),
             v.offset.eq(offset_of(config, r.O_LO) + result.offset),
             v.mask.eq(result.valid),
@@ -447,7 +502,12 @@ class VectorPath(wiring.Component):
             x.data.eq(planes.out_low),
             self.fault.eq(u.oor | w.oor | v.oor | x.oor),
         ]
-        with m.If(~planes.direct):
+        with m.If(window.read_skip):
+            m.d.comb += [
+                v.region.eq(region_of(config, r.S_BASE)),
+                v.offset.eq(offset_of(config, r.S_BASE) + result.offset),
+            ]
+        with m.If(~from_chore):
             m.d.comb += planes.new_low.eq(v.data)
         with m.If(chores.read | chores.write):
             for channel in (u, w):

@@ -8,8 +8,10 @@ last cycles of the window. A row's planes pass through one pair of registers: wh
 in, results take its place element by element, and leave in the next row's window. So reads and
 writes have fixed phases:
 
-    phase   0   1   2           3            4           5
-                    read high   write high   write low   read low
+    phase   0           1   2           3            4           5
+            read skip       read high   write high   write low   read low
+
+The elements of a skip operand go through the lanes before the sums do, from phase 1 on.
 
 *At full speed* (C lanes, two ports) a window has a single cycle, if the memory regions allow that;
 a region that an operand comes from is not read in the last cycle.
@@ -21,7 +23,15 @@ from amaranth.lib.wiring import In, Out
 
 from gradiron.arch.config import Config
 from gradiron.arch.isa import Out as Result
-from gradiron.arch.timing import READ_HIGH, READ_LOW, WRITE_HIGH, WRITE_LOW, stepwise_windows
+from gradiron.arch.isa import Skip
+from gradiron.arch.timing import (
+    READ_HIGH,
+    READ_LOW,
+    WRITE_HIGH,
+    WRITE_LOW,
+    skip_window,
+    stepwise_windows,
+)
 from gradiron_hw.descriptor import bundle, region_of
 
 
@@ -36,9 +46,9 @@ class Window(wiring.Component):
     opens : a window begins in this cycle, phase 0
     inside, ends : a window is in progress; its last cycle
     issue, group : a group of elements is selected in the next cycle
-    read_high, read_low : the row's planes (or mask) are read
+    issue_skip : a group of the skip operand is
+    read_high, read_low, read_skip : the row's planes (or mask), or its skip operand, are read
     write_high, write_low : time for the planes of the row before (stepwise)
-    needs_high, needs_low : whether planes are read at all
     """
 
     def __init__(self, config: Config) -> None:
@@ -52,9 +62,11 @@ class Window(wiring.Component):
                 "inside": Out(1),
                 "ends": Out(1),
                 "issue": Out(1),
+                "issue_skip": Out(1),
                 "group": Out(max(1, (config.groups - 1).bit_length())),
                 "read_high": Out(1),
                 "read_low": Out(1),
+                "read_skip": Out(1),
                 "write_high": Out(1),
                 "write_low": Out(1),
             }
@@ -80,10 +92,14 @@ class Window(wiring.Component):
         with m.If(self.ends | self.clear):
             m.d.sync += phase.eq(0)
 
+        skips = self.d.mm.skip != Skip.NONE
+        m.d.comb += self.read_skip.eq(self.opens & skips)
         if config.stepwise:
             lengths = stepwise_windows(config)
             m.d.comb += last.eq(lengths["int8"] - 1)
-            with m.If(out == Result.LOGITS):
+            with m.If(skips):
+                m.d.comb += last.eq(skip_window(config) - 1)
+            with m.Elif((out == Result.LOGITS) | (out == Result.POOLED)):
                 m.d.comb += last.eq(lengths["logits"] - 1)
             with m.Elif(reads_low):
                 m.d.comb += last.eq(lengths["master"] - 1)
@@ -96,19 +112,25 @@ class Window(wiring.Component):
             first = last - (config.groups - 1)
             m.d.comb += [
                 self.issue.eq(self.inside & (phase >= first)),
-                self.group.eq(phase - first),
+                self.issue_skip.eq(skips & (phase != 0) & (phase <= config.groups)),
             ]
+            with m.If(self.issue):
+                m.d.comb += self.group.eq(phase - first)
+            with m.Elif(self.issue_skip):
+                m.d.comb += self.group.eq(phase - 1)
             return m
 
         later, settled = self._settle(m, reads_high, reads_low)
-        with m.If(self.start):
-            m.d.sync += last.eq(settled - 1)
         second = Signal()
         with m.If(self.start):
-            m.d.sync += second.eq(later)
+            m.d.sync += [
+                last.eq(Mux(skips, skip_window(config), settled) - 1),
+                second.eq(later),
+            ]
         m.d.comb += [
             self.issue.eq(self.ends),
-            self.read_high.eq(self.inside & reads_high & (phase == 0)),
+            self.issue_skip.eq(skips & (phase == 1)),
+            self.read_high.eq(self.inside & reads_high & (phase == skips)),
             self.read_low.eq(self.inside & reads_low & (phase == second)),
         ]
         return m
@@ -121,7 +143,10 @@ class Window(wiring.Component):
         region_high = region_of(config, Mux(mm.mask, r.M_BASE, r.O_BASE))
         region_low = region_of(config, r.O_LO)
         two_planes = (
-            (mm.out == Result.MASTER) | (mm.out == Result.MOMENTUM) | (mm.out == Result.LOGITS)
+            (mm.out == Result.MASTER)
+            | (mm.out == Result.MOMENTUM)
+            | (mm.out == Result.LOGITS)
+            | (mm.out == Result.POOLED)
         )
 
         def of_operand(region: Value) -> Value:

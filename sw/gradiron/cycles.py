@@ -18,6 +18,7 @@ from gradiron.arch.timing import (
     chore_cycles,
     fetch_stages,
     loss_divider_cycles,
+    skip_window,
     stepwise_windows,
 )
 from gradiron.errors import MachineError
@@ -70,7 +71,7 @@ class Window:
     cycles : int
         Length e of the window; the array stands still for e - 1 of them.
     late : int
-        1 where the low plane is written a cycle after the high one.
+        1 where the low plane is written a cycle after the high one, -1 where nothing is written.
     """
 
     cycles: int
@@ -80,14 +81,20 @@ class Window:
 def window(config: Config, fields: Mapping[str, int], registers: Mapping[str, int]) -> Window:
     """The window of an MM: as long as its lanes, reads and writes need."""
     out = fields["out"]
-    planes = 2 if out in (Out.LOGITS, Out.MASTER, Out.MOMENTUM) else 1
+    planes = 2 if out in (Out.LOGITS, Out.MASTER, Out.MOMENTUM, Out.POOLED) else 1
+    if out in (Out.MEASURE, Out.LOSS):
+        planes = 0
     operands = {_region(registers, "A_BASE"), _region(registers, "B_BASE")}
     result, low = _region(registers, "O_BASE"), _region(registers, "O_LO")
     if config.stepwise:
         lengths = stepwise_windows(config)
-        if out == Out.LOGITS:
-            return Window(lengths["logits"], 1)
-        return Window(lengths["master" if out == Out.MASTER else "int8"], planes - 1)
+        kind = "int8"
+        if out in (Out.LOGITS, Out.POOLED):
+            kind = "logits"
+        elif out == Out.MASTER:
+            kind = "master"
+        length = skip_window(config) if fields["skip"] else lengths[kind]
+        return Window(length, planes - 1)
     reads: list[int] = []
     if fields["mask"]:
         reads.append(_region(registers, "M_BASE"))
@@ -103,7 +110,9 @@ def window(config: Config, fields: Mapping[str, int], registers: Mapping[str, in
     together = planes == 2 and result == low
     if together:
         need = max(need, 2)
-    return Window(need, int(together))
+    if fields["skip"]:
+        need = skip_window(config)
+    return Window(need, planes - 1 if planes < 2 else int(together))
 
 
 def _gaps_after_rows(

@@ -115,7 +115,7 @@ DENSE = Modes(
     scale=False,
 )
 """What dense layers need."""
-BUILT = DENSE
+BUILT = Modes((*DENSE.results, Out.MEASURE), DENSE.operands)
 """What the hardware has, and random programs use unless they are told otherwise."""
 
 

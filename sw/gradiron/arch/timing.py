@@ -85,6 +85,15 @@ def stepwise_windows(config: Config) -> dict[str, int]:
     }
 
 
+def skip_window(config: Config) -> int:
+    """Length of a window with a skip operand, whose elements go through the lanes beforehand.
+
+    They are selected from the third cycle on. The sums wait for the last of them to be added to its
+    bias, and for the first to be stored.
+    """
+    return config.groups + max(5, config.groups + 3)
+
+
 PREPARE_CYCLES = 25
 """Before an MM or LOSS: exponents are read, shift amounts and the random key computed."""
 POST_CYCLES = 10
