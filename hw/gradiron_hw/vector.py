@@ -41,9 +41,8 @@ POSTS = {
     Result.INT8_WEIGHTS: Post.WEIGHTS8,
     Result.POOLED: Post.LOGITS,
     Result.MEASURE: Post.INT8,
-    Result.LOSS: Post.BIAS_LOAD,
 }
-"""What the lanes do with a row; momentum is a chore."""
+"""What the lanes do with a row; momentum is a chore, and a loss is taken from the engine."""
 
 
 class VectorPath(wiring.Component):
@@ -66,7 +65,6 @@ class VectorPath(wiring.Component):
     fault : a needed byte is out of range
     largest : OR of all magnitudes since `forget`; its bit length is that of the largest
     saturations : elements clipped since `start`
-    total : after an MM with out = loss, its sum
     holding, writing : the engine stands still for the path, or for a write
     """
 
@@ -96,7 +94,6 @@ class VectorPath(wiring.Component):
             "forget": In(1),
             "largest": Out(32),
             "saturations": Out(24),
-            "total": Out(32),
             "holding": Out(1),
             "writing": Out(1),
         }
@@ -185,7 +182,7 @@ class VectorPath(wiring.Component):
             issue.live.eq(result.valid.word_select(group, config.lanes)),
             issue.last.eq(Mux(chores.passes, chores.last & ~chores.to_bank, window.ends & writes)),
         ]
-        self._lanes(m, window, chores, bank, planes, group, select, move, finish, result)
+        self._lanes(m, chores, bank, planes, group, select, move, finish, result)
         written = Signal()  # results of a whole row are in the planes from the next cycle on
         m.d.comb += written.eq(finish.valid & finish.last)
         pending = self._memory(m, window, chores, bank, planes, result, issue, written)
@@ -195,7 +192,6 @@ class VectorPath(wiring.Component):
     def _lanes(
         self,
         m: Module,
-        window: Window,
         chores: Chores,
         bank: Bank,
         planes: Planes,
@@ -229,7 +225,7 @@ class VectorPath(wiring.Component):
                     with m.Case(out):
                         for name, value in control_of(post).items():
                             m.d.comb += getattr(control, name).eq(value)
-            with m.If((mm.out == Result.POOLED) | (mm.out == Result.LOSS)):
+            with m.If(mm.out == Result.POOLED):
                 m.d.comb += control.amount.eq(0)
             # Of the skip operand the stages see different elements at different times.
             with m.If(move.skip):
@@ -253,22 +249,21 @@ class VectorPath(wiring.Component):
         ]
 
         # A skip operand is added to the bias in the bank; the sum of both is added to the row.
-        skips, is_loss = mm.skip != Skip.NONE, mm.out == Result.LOSS
+        skips = mm.skip != Skip.NONE
         push = finish.valid & ~finish.skip
         m.d.comb += [
             bank.slot.eq(Mux(mm.bias & ~mm.transposed, Slot.BIAS, Slot.NOTHING)),
             bank.group.eq(group),
             bank.to_slot.eq(Slot.SKIP),
             bank.to_group.eq(finish.group),
-            bank.write.eq(finish.valid & (finish.skip | is_loss)),
+            bank.write.eq(finish.valid & finish.skip),
             planes.push_high.eq(push),
             planes.push_low.eq(push),
             planes.approach.eq(move.valid & ~chores.passes),
-            self.total.eq(bank.data),
         ]
         with m.If(move.skip):
             m.d.comb += bank.group.eq(move.group)
-        with m.Elif(Mux(is_loss, ~window.issue, skips)):
+        with m.Elif(skips):
             m.d.comb += bank.slot.eq(Slot.SKIP)
         if config.stepwise:
             with m.If(skips):
