@@ -8,7 +8,7 @@ left, so that a pass can read what the one before wrote.
 from dataclasses import dataclass
 from typing import Any
 
-from amaranth.hdl import Module, Mux, Signal
+from amaranth.hdl import Module, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
@@ -166,6 +166,7 @@ class Chores(wiring.Component):
         before = Signal(len(self.word))  # number of the tick before
         m.d.sync += [before.eq(tick), self.reopens.eq(0)]
         step_ends, ends = Signal(), Signal()
+        m.d.comb += self.address.eq(self.d.regs.BIAS)
         with m.If(self.held):
             m.d.sync += tick.eq(tick + 1)
             with m.If(step_ends):
@@ -213,10 +214,11 @@ class Chores(wiring.Component):
         words = bank_words(config)
         per_group = (words // config.groups).bit_length() - 1
         m.d.comb += self.slot.eq(action.slot)
+        if action.base and action.base != "BIAS":
+            m.d.comb += self.address.eq(r[action.base])
         match action.kind:
             case "read":
                 m.d.comb += [
-                    self.address.eq(r[action.base]),
                     self.word.eq(tick),
                     self.read.eq(tick < words),
                     self.group.eq(before >> per_group),
@@ -224,15 +226,15 @@ class Chores(wiring.Component):
             case "write":
                 # The bank is read a cycle before.
                 m.d.comb += [
-                    self.address.eq(r[action.base]),
                     self.word.eq(before),
                     self.write.eq(tick != 0),
                     self.group.eq(tick >> per_group),
                 ]
             case "read planes" | "write planes":
                 access = self.read if action.kind == "read planes" else self.write
+                with m.If(tick[0]):
+                    m.d.comb += self.address.eq(r[action.low])
                 m.d.comb += [
-                    self.address.eq(Mux(tick[0], r[action.low], r[action.base])),
                     self.planes.eq(1),
                     self.low.eq(tick[0]),
                     access.eq(tick < 2),

@@ -114,10 +114,11 @@ class Window(wiring.Component):
                 self.issue.eq(self.inside & (phase >= first)),
                 self.issue_skip.eq(skips & (phase != 0) & (phase <= config.groups)),
             ]
-            with m.If(self.issue):
-                m.d.comb += self.group.eq(phase - first)
-            with m.Elif(self.issue_skip):
-                m.d.comb += self.group.eq(phase - 1)
+            # Groups are a power of two: the count of a round ends where the next one's begins.
+            with m.If(self.issue | self.issue_skip):
+                m.d.sync += self.group.eq(self.group + 1)
+            with m.If(self.clear):
+                m.d.sync += self.group.eq(0)
             return m
 
         later, settled = self._settle(m, reads_high, reads_low)
