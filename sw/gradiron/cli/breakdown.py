@@ -47,6 +47,8 @@ def counted(device: Device, program: Program, entry: str) -> dict[Key, dict[str,
             sums = found.setdefault((origin.layer, origin.pass_), dict.fromkeys(after, 0))
             for name, value in after.items():
                 sums[name] += value - before[name]
+            # A pause costs a fetch, which a program that runs on does not have.
+            sums[STALLS["descriptor"]] -= 1
             if status.state != MachineState.PAUSED:
                 return found
             before, pc = after, status.pc
