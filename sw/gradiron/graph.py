@@ -45,6 +45,7 @@ from gradiron.operations import (
     constant,
     gradient_sum,
 )
+from gradiron.reals import window
 
 INPUT = "input"
 INPUT_EXPONENT = -7
@@ -358,6 +359,8 @@ class Tensor:
         Elements; the batch is in front where there is one.
     pitch : int
         Bytes from one row of `shape` to the next, where rows may be padded; 0: dense.
+    lead : int
+        Zeros before the data of each padded row.
     exponent : str
         Entry of the exponent table; "" without.
     layer : str
@@ -374,6 +377,7 @@ class Tensor:
     bytes: int
     shape: Shape
     pitch: int = 0
+    lead: int = 0
     exponent: str = ""
     layer: str = ""
     persistent: bool = False
@@ -645,10 +649,37 @@ def _input_value(build: Builder, graph: Graph, batch: int, lane_bytes: int) -> V
         pitch = -(-features // lane_bytes) * lane_bytes
         tensor = build.tensor(INPUT, "input", (batch, features), pitch=pitch, **options)
         return Value(shape, pitch, tensor, INPUT, "", "", "", False)
+    lead = _row_lead(graph, lane_bytes)
+    if lead is not None:
+        height, width = shape[0], shape[1] * channels
+        pitch = -(-(lead + width) // lane_bytes) * lane_bytes
+        tensor = build.tensor(
+            INPUT, "input", (batch * height, width), pitch=pitch, lead=lead, **options
+        )
+        size = height * pitch
+        return Value(shape, size, tensor, INPUT, "", "", "", False, row_pitch=pitch, lead=lead)
     pixel = -(-channels // lane_bytes) * lane_bytes
     pixels = features // channels
     tensor = build.tensor(INPUT, "input", (batch * pixels, channels), pitch=pixel, **options)
     return Value(shape, pixels * pixel, tensor, INPUT, "", "", "", False, channel_pitch=pixel)
+
+
+def _row_lead(graph: Graph, lane_bytes: int) -> int | None:
+    """Zeros before the rows of an image with which all windows begin at even offsets.
+
+    None where there is no such number: then the pixels themselves are padded.
+    """
+    channels = graph.input_shape[-1]
+    leads: set[int] = set()
+    for name in graph.consumers[INPUT]:
+        layer = graph.layer(name)
+        if layer.operation != "conv" or layer.pad or layer.stride[1] * channels % lane_bytes:
+            return None
+        found = window(
+            (graph.input_shape[0], graph.input_shape[1]), layer.kernel, layer.stride, layer.padding
+        )
+        leads.add(found.before[1] * channels % lane_bytes)
+    return leads.pop() if len(leads) == 1 and graph.loss == SOFTMAX else None
 
 
 def _image_inputs(graph: Graph) -> set[str]:

@@ -531,7 +531,8 @@ class Trainer:
         tensor = placement.tensor
         rows = np.ascontiguousarray(values, np.int8).reshape(tensor.shape)
         if tensor.pitch > rows.shape[-1]:
-            rows = np.pad(rows, ((0, 0), (0, tensor.pitch - rows.shape[-1])))
+            after = tensor.pitch - tensor.lead - rows.shape[-1]
+            rows = np.pad(rows, ((0, 0), (tensor.lead, after)))
         self.device.write_memory(placement.address, rows)
 
     def _get(self, name: str, kind: str) -> npt.NDArray[Any]:

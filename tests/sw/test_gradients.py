@@ -299,7 +299,7 @@ def write(device: GoldenDevice, program: Program, name: str, values: Any) -> Non
     rows = values.reshape(tensor.shape)
     if tensor.pitch:
         rows = np.zeros((tensor.shape[0], tensor.pitch), np.int8)
-        rows[:, : tensor.shape[1]] = values.reshape(tensor.shape)
+        rows[:, tensor.lead : tensor.lead + tensor.shape[1]] = values.reshape(tensor.shape)
     device.write_memory(program.plan.address(name), rows.tobytes())
 
 

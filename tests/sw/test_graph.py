@@ -1,5 +1,6 @@
 """Layer graphs, their checks, and the steps derived from them."""
 
+import dataclasses
 import json
 
 import pytest
@@ -190,3 +191,23 @@ def test_two_byte_lanes() -> None:
     assert schedule.tensors[INPUT].bytes == 54
     with pytest.raises(PlanError, match=r"'dense1' has 5 outputs.*must be even; use 6"):
         derive(mlp([17, 5, 4]), 3, lane_bytes=2)
+
+
+def test_two_byte_lanes_read_a_single_channel_in_rows() -> None:
+    layers = (
+        Layer("c", "conv", (INPUT,), 8, kernel=(10, 4), stride=(2, 2), relu=True),
+        Layer("flat", "flatten", ("c",)),
+        Layer("d", "dense", ("flat",), 4),
+    )
+    graph = Graph("keywords", (49, 10, 1), layers)
+    schedule = derive(graph, 3, lane_bytes=2)
+    tensor = schedule.tensors[INPUT]
+    assert (tensor.shape, tensor.pitch, tensor.lead) == ((3 * 49, 10), 12, 1)
+    forward = schedule.programs[TRAIN][0]
+    assert isinstance(forward, Product)
+    assert (forward.taps_y, forward.taps_x, forward.j, forward.a.x0) == (10, 1, 4, 0)
+    # At stride 1 windows begin at odd pixels: these are padded themselves.
+    one = dataclasses.replace(layers[0], stride=(2, 1))
+    tensor = derive(Graph("wide", (49, 10, 1), (one, *layers[1:])), 3, lane_bytes=2).tensors[INPUT]
+    assert (tensor.shape, tensor.pitch, tensor.lead) == ((3 * 490, 1), 2, 0)
+    assert derive(graph, 3).tensors[INPUT].shape == (3, 490)

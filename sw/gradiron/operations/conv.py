@@ -80,6 +80,10 @@ def _product(site: Site, pass_: Pass) -> Product:
         taps_x=layer.kernel[1],
         pad=layer.pad,
     )
+    if x.row_pitch:
+        # Pixels begin at odd offsets, windows at even ones: a row of taps can only be one tap.
+        row = layer.kernel[1] * channels
+        return dataclasses.replace(product, taps_x=1, j=row)
     if layer.kernel == layer.stride == (1, 1) and one_row(site.batch, x):
         pixels = site.batch * height * width
         a = dataclasses.replace(a, columns=pixels * pixel, rows=1)

@@ -114,6 +114,8 @@ class Value:
     (flatten) share all of them with what they view. `pitch` is the distance of samples in bytes,
     `channel_pitch` that of the pixels of an image (0: its channels). `relu` says that the gradient
     is to be masked where the value is not positive. `argmax` names the second plane of pooling.
+    `row_pitch` is that of an image's rows where they are padded (0: they are not), with `lead`
+    zeros before each.
     """
 
     shape: Shape
@@ -126,6 +128,8 @@ class Value:
     relu: bool
     channel_pitch: int = 0
     argmax: str = ""
+    row_pitch: int = 0
+    lead: int = 0
 
     @property
     def size(self) -> int:

@@ -24,10 +24,10 @@ def windows(layer: Layer, value: Value) -> Window:
 def streamed(tensor: str, value: Value, w: Window) -> Streamed:
     """An image as windows: pixels are those of the result, taps those of the kernel."""
     height, width, _, pixel = value.image
-    row = width * pixel
+    row = value.row_pitch or width * pixel
     return Streamed(
         tensor,
-        columns=row,
+        columns=value.lead + width * pixel,
         rows=height * row,
         image=height * row,
         y=w.stride[0] * row,
@@ -35,7 +35,7 @@ def streamed(tensor: str, value: Value, w: Window) -> Streamed:
         tap_y=row,
         tap_x=pixel,
         y0=-w.before[0] * row,
-        x0=-w.before[1] * pixel,
+        x0=value.lead - w.before[1] * pixel,
     )
 
 
