@@ -75,22 +75,21 @@ class Load(IntEnum):
 
 
 class Store(IntEnum):
-    """What is written to the word requested in the step before."""
+    """What is written to the word requested in the step before.
+
+    A counter that was requested takes what has been counted since, whatever the step says.
+    """
 
     NOTHING = 0
     EXPONENT = 1
     """The exponent register to byte 0, where the instruction gives its result an exponent."""
-    SATURATIONS = 2
-    """The sum with the instruction's count."""
-    FILL = 3
-    """All ones, where that sum had a carry."""
-    TRACKER = 4
+    FILL = 2
+    """All ones, where a saturation count has passed its end."""
+    TRACKER = 3
     """The tracker's update to bytes 1 and 2."""
-    LOSS = 5
-    COUNT = 6
+    LOSS = 4
+    COUNT = 5
     """The word plus one."""
-    PASS = 7
-    """The sum with the cycles since the pass was counted last."""
 
 
 class Take(IntEnum):
@@ -154,17 +153,35 @@ class Step:
 
 
 STEP_WIDTHS: dict[str, int] = {
-    **{"word": 6, "where": 3, "source": 2, "zero": 1, "one": 1, "invert": 2, "load": 3},
-    **{"clamp": 1, "store": 3, "take": 2, "key": 1, "tensor": 1, "done": 1},
+    "word": 6,
+    "where": 3,
+    "source": 2,
+    "zero": 1,
+    "one": 1,
+    "invert": 2,
+    "load": 3,
+    "clamp": 1,
+    "store": 3,
+    "take": 2,
+    "key": 1,
+    "tensor": 1,
+    "done": 1,
 }
 
 
 def step_layout() -> data.StructLayout:
     """A step as the scalar unit sees it."""
-    return data.StructLayout({name: width for name, width in STEP_WIDTHS.items()})
+    return data.StructLayout(STEP_WIDTHS)
 
 
-WORDS: dict[str, int] = {"KEY_2": 32, "KEY_3": 33, "BIAS": 34, "SCRATCH": 35, "HEAD": 48, "LAST": 56}
+WORDS: dict[str, int] = {
+    "KEY_2": 32,
+    "KEY_3": 33,
+    "BIAS": 34,
+    "SCRATCH": 35,
+    "HEAD": 48,
+    "LAST": 56,
+}
 """Constants and a scratch word of the state memory, besides the CSRs; the last two are tables of
 eight, one word per value of the field `out`."""
 
@@ -211,7 +228,6 @@ POST: list[Step] = _sequence(
         source=Source.OUTCOME,
         invert=Invert.YES,
         load=Load.ALWAYS,
-        store=Store.SATURATIONS,
     ),  # ~ what the largest magnitude needs
     Step(where=Where.SATURATIONS, source=Source.TRACKER, one=True, clamp=True, store=Store.TRACKER),
     Step(WORDS["SCRATCH"], store=Store.FILL),
@@ -226,7 +242,7 @@ POST: list[Step] = _sequence(
         store=Store.LOSS,
     ),
     Step(where=Where.PASS, store=Store.EXPONENT),
-    Step(store=Store.PASS, done=True),
+    Step(done=True),
 )
 COUNT: list[Step] = _sequence(
     Step(CSR_BY_NAME["STEP"].number),
@@ -239,13 +255,15 @@ assert len(POST) + LEAD == POST_CYCLES
 assert len(COUNT) + LEAD == COUNT_STEP_CYCLES
 
 _SEQUENCES = (PREPARE, POST, COUNT)
-# Nothing is done in word 0, where the unit rests, and in the word after a sequence.
-STORE: list[int] = [0 + Step().encode()]
+_REST = Step(where=Where.SATURATIONS)
+"""Word 0, where the unit rests, and the word after a sequence: nothing is done, and the counters of
+the state memory find the address of the saturation count."""
+STORE: list[int] = [_REST.encode()]
 ENTRIES: list[int] = []
 """Words at which the sequences begin."""
 for _steps in _SEQUENCES:
     ENTRIES.append(len(STORE))
-    STORE += [step.encode() for step in _steps] + [Step().encode()]
+    STORE += [step.encode() for step in _steps] + [_REST.encode()]
 STORE_BITS = (len(STORE) - 1).bit_length()
 
 

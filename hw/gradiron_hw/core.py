@@ -13,7 +13,8 @@ from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
 from gradiron.arch.config import Config
-from gradiron.arch.isa import BY_NAME, LOOP_DEPTH, ErrorCause, MachineState
+from gradiron.arch.isa import BY_NAME, LOOP_DEPTH, BMode, ErrorCause, MachineState
+from gradiron.arch.isa import Out as Result
 from gradiron_hw.control import ControlStore
 from gradiron_hw.decoder import Decoder
 from gradiron_hw.descriptor import DescriptorRegisters, mm_layout
@@ -29,7 +30,7 @@ from gradiron_hw.loss import LossUnit
 from gradiron_hw.memory import DataMemory
 from gradiron_hw.random import KeyUnit, RandomBlock
 from gradiron_hw.scalar import ScalarUnit
-from gradiron_hw.state import COUNTERS, StateMemory
+from gradiron_hw.state import EVENTS, StateMemory
 from gradiron_hw.vector import VectorPath
 
 INSTRUCTION = data.StructLayout({"mm": mm_layout(), "is_loss": 1})
@@ -171,6 +172,7 @@ class Core(wiring.Component):
         ]
         begin_run = Signal()
         in_run, in_prepare, in_post = Signal(), Signal(), Signal()
+        at_loop = Signal()  # the control store shows a loop
         executing, stops, halts = Signal(), Signal(), Signal()
 
         def fail(reason: ErrorCause | Value) -> None:
@@ -225,6 +227,7 @@ class Core(wiring.Component):
                 leave()
             with m.State("endloop"):
                 m.d.comb += [
+                    at_loop.eq(1),
                     complete.eq(1),
                     control.again.eq(1),
                     back.eq(control.left),
@@ -236,6 +239,10 @@ class Core(wiring.Component):
                 m.d.comb += in_prepare.eq(1)
                 with m.If(registers.odd & ~is_loss):
                     fail(ErrorCause.MISALIGNED)
+                with m.Elif((mm.b == BMode.GATE) & vector.serial & ~is_loss):
+                    fail(ErrorCause.REGION_CONFLICT)
+                with m.Elif((mm.out == Result.LOSS) & ~registers.single & ~is_loss):
+                    fail(ErrorCause.OPERAND_RANGE)
                 with m.Elif(scalar.done):
                     m.next = "begin"
                 leave()
@@ -336,6 +343,7 @@ class Core(wiring.Component):
             loss.predict.eq(loss_predict),
             loss.rnd_r.eq(random.r[0]),
             words.active.eq(scalar.active),
+            words.blind.eq(scalar.leading | at_loop),
             words.address.eq(scalar.address),
             words.store.eq(scalar.store),
             words.bytes.eq(scalar.bytes),
@@ -343,9 +351,15 @@ class Core(wiring.Component):
             words.stepped.eq(scalar.stepped),
             words.exponent.eq(scalar.exponent),
             words.pass_.eq(counted_pass),
-            # Without a gradient the loss unit keeps the count of the last one.
-            words.saturations.eq(
-                Mux(is_loss, Mux(loss_grad, loss.saturations, 0), vector.saturations)
+            words.saturated.eq(Mux(is_loss, loss.saturated, vector.saturated)),
+            words.abandon.eq(clear_units),
+            words.row.eq(engine.row),
+            words.capture.eq(
+                shift
+                & running_mm
+                & engine.arriving.valid
+                & engine.arriving.last
+                & (mm.out == Result.LOSS)
             ),
             words.loss.eq(loss.loss),
         ]
@@ -366,9 +380,7 @@ class Core(wiring.Component):
         m.d.comb += [
             side.eq(Mux(in_run, loss.rd_addr, self.req_addr)),
             side_byte.eq(in_run | (self.req_size == 1)),
-            side_mask.eq(
-                Mux(in_run, 1, Cat(*[self.req_size > i for i in range(min(4, size))]))
-            ),
+            side_mask.eq(Mux(in_run, 1, Cat(*[self.req_size > i for i in range(min(4, size))]))),
             # Only LOSS's byte counts of its word.
             side_data.eq(Cat(Mux(in_run, loss.wr_data, self.req_data[:8]), self.req_data[8:])),
         ]
@@ -401,9 +413,7 @@ class Core(wiring.Component):
         bytes_read = Signal(8 * size)
         odd_before = Signal()
         m.d.sync += odd_before.eq(side_odd)
-        m.d.comb += bytes_read.eq(
-            Cat(Mux(odd_before, u.data[8:16], u.data[:8]), u.data[8:])
-        )
+        m.d.comb += bytes_read.eq(Cat(Mux(odd_before, u.data[8:16], u.data[:8]), u.data[8:]))
         m.d.comb += [
             loss.rd_data.eq(bytes_read),
             loss.rd_oor.eq(u.oor),
@@ -437,7 +447,7 @@ class Core(wiring.Component):
             "INSTRUCTIONS": complete,
             "DESCRIPTOR": running & ~working,
         }
-        assert events.keys() == COUNTERS.keys()
+        assert events.keys() | {"SATURATIONS"} == EVENTS.keys()
         for name, event in events.items():
             m.d.comb += getattr(words, f"event_{name.lower()}").eq(event)
         m.d.comb += self.activity.eq(
@@ -480,9 +490,7 @@ class Core(wiring.Component):
         with m.If(host.mode_write):
             m.d.sync += mode.eq(self.req_data[0])
         idle_now = (
-            (state == MachineState.IDLE)
-            | (state == MachineState.HALTED)
-            | command[CONTROL_RESET]
+            (state == MachineState.IDLE) | (state == MachineState.HALTED) | command[CONTROL_RESET]
         )
         with m.If(command[CONTROL_RESET]):
             m.d.sync += [state.eq(MachineState.IDLE), cause.eq(0)]

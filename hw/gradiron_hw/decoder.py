@@ -60,7 +60,9 @@ class Decoder(wiring.Component):
         config = self.config
         signed, sign = Signal(), Signal()
         m.d.comb += sign.eq(signed & operand[-1])
-        places: dict[int, Signal] = {}  # by number of bits: some bit above them differs from the sign
+        places: dict[
+            int, Signal
+        ] = {}  # by number of bits: some bit above them differs from the sign
 
         def fits(width: int) -> Value:
             places.setdefault(width, Signal(name=f"beyond_{width}"))
@@ -96,9 +98,7 @@ class Decoder(wiring.Component):
                         m.d.comb += [signed.eq(1), bounded.eq(fits(width))]
                         if low != -(1 << width):
                             assert low == -high
-                            m.d.comb += bounded.eq(
-                                fits(width) & ~(sign & ~operand[:width].any())
-                            )
+                            m.d.comb += bounded.eq(fits(width) & ~(sign & ~operand[:width].any()))
                     else:
                         width = high.bit_length()
                         m.d.comb += not_zero.eq(low)
@@ -108,8 +108,7 @@ class Decoder(wiring.Component):
                             # A power of two, which is legal itself.
                             assert high == 1 << (width - 1)
                             m.d.comb += bounded.eq(
-                                fits(width - 1)
-                                | (fits(width) & ~operand[: width - 1].any())
+                                fits(width - 1) | (fits(width) & ~operand[: width - 1].any())
                             )
         above: Value = Const(0, 1)
         end = 24
@@ -163,7 +162,8 @@ class Decoder(wiring.Component):
             m.d.comb += getattr(self, f"is_{instruction.name.lower()}").eq(~wrong)
 
         m.d.comb += self.of_loss.eq(opcode[0])
-        assert LOSS.opcode & 1 == 1 and MM.opcode & 1 == 0
+        assert LOSS.opcode & 1 == 1
+        assert MM.opcode & 1 == 0
 
         legal_set = self._legal_set(m, opcode[:6], operand)
         with m.Switch(opcode):

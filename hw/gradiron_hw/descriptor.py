@@ -1,4 +1,4 @@
-"""The descriptor registers in hardware: their widths, their bundle as one signature, the registers."""
+"""The descriptor registers: their widths, their bundle as one signature, and themselves."""
 
 from __future__ import annotations
 
@@ -62,6 +62,7 @@ class DescriptorRegisters(wiring.Component):
     write, number, operand : from the word
     mm : fields of the instruction that `odd` is about
     regs : their values
+    single : N_P and N_C are 1
     odd : an offset at which a window of that MM starts is odd (two-byte lanes only)
     """
 
@@ -78,6 +79,7 @@ class DescriptorRegisters(wiring.Component):
                     init={r.name: r.reset for r in REGISTERS if r.reset},
                 ),
                 "odd": Out(1),
+                "single": Out(1),
             }
         )
 
@@ -93,15 +95,18 @@ class DescriptorRegisters(wiring.Component):
             groups.eq(Mux(self.write, Const(1, 8) << self.number[3:], 0)),
             members.eq(Const(1, 8) << self.number[:3]),
         ]
+        one = Signal()
+        ones = {name: Signal(name=f"one_{name.lower()}", init=1) for name in ("N_P", "N_C")}
+        m.d.comb += [one.eq(operand[:16] == 1), self.single.eq(Cat(*ones.values()).all())]
         for register in REGISTERS:
             value: Value = operand[: register_shape(register, config).width]
             if register.kind == Kind.ADDRESS:
-                value = Cat(
-                    offset_of(config, operand), operand[REGION_SHIFT : OPCODE_SHIFT]
-                )
+                value = Cat(offset_of(config, operand), operand[REGION_SHIFT:OPCODE_SHIFT])
             group, member = divmod(register.number, 8)
             with m.If(groups[group] & members[member]):
                 m.d.sync += self.regs[register.name].eq(value)
+                if register.name in ones:
+                    m.d.sync += ones[register.name].eq(one)
         if config.lane_bytes == 2:
             m.d.comb += self.odd.eq(self._odd())
         return m

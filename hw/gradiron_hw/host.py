@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Cat, Const, Module, Mux, Signal
+from amaranth.hdl import Module, Mux, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
@@ -119,13 +119,11 @@ class HostPort(wiring.Component):
         ]
         with m.If(is_control & self.req_write):
             m.d.comb += csr_number.eq(entry)
-        with m.Switch(number[:5]):
-            with m.Case(*(c.number for c in CSRS if c.writable and c.name != "CONTROL")):
-                m.d.comb += plain.eq(~beyond_csrs)
+        writable = (c.number for c in CSRS if c.writable and c.name != "CONTROL")
+        with m.Switch(number[:5]), m.Case(*writable):
+            m.d.comb += plain.eq(~beyond_csrs)
         m.d.comb += [
-            self.word_number.eq(
-                Mux(exponents, EXPONENTS | number[: ADDRESS_BITS - 1], csr_number)
-            ),
+            self.word_number.eq(Mux(exponents, EXPONENTS | number[: ADDRESS_BITS - 1], csr_number)),
             self.word_write.eq(self.req_write & (exponents | plain)),
         ]
         written = self.word_done & self.req_write

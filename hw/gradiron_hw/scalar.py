@@ -12,9 +12,8 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
 from gradiron.arch.config import Config
-from gradiron.arch.isa import CSR_BY_NAME, Track
+from gradiron.arch.isa import CSR_BY_NAME, Scale, Track
 from gradiron.arch.isa import Out as Result
-from gradiron.arch.isa import Scale
 from gradiron.arch.numerics import (
     EXPONENT_MAX,
     EXPONENT_MIN,
@@ -55,6 +54,7 @@ class ScalarUnit(wiring.Component):
     clear : stop at once
     is_loss, loss_grad, pass_ : of the instruction
     next_step, step : the control store
+    leading : the first step is still on its way, and nothing is requested
     active, address, word, store, bytes, raised, stepped, exponent : the state memory
     key_round, key_tensor : a round of the random key with `word`, and with the result's tensor
     shift_main, shift_bias, shift_skip : shift amounts, valid after `prepare`
@@ -78,6 +78,7 @@ class ScalarUnit(wiring.Component):
                 "next_step": Out(STORE_BITS),
                 "step": In(step_layout()),
                 "active": Out(1),
+                "leading": Out(1),
                 "address": Out(ADDRESS_BITS),
                 "word": In(32),
                 "store": Out(3),
@@ -104,15 +105,14 @@ class ScalarUnit(wiring.Component):
         start = self.prepare | self.post | self.count_step
         prepare, post, count = ENTRIES
         with m.If(start):
-            m.d.sync += self.next_step.eq(
-                Mux(self.prepare, prepare, Mux(self.post, post, count))
-            )
+            m.d.sync += self.next_step.eq(Mux(self.prepare, prepare, Mux(self.post, post, count)))
         with m.Elif(self.clear | step.done | ~self.active):
             m.d.sync += self.next_step.eq(0)
         with m.Else():
             m.d.sync += self.next_step.eq(self.next_step + 1)
         m.d.sync += self.active.eq(start | (self.active & ~step.done & ~self.clear))
         m.d.comb += self.done.eq(step.done)
+        m.d.sync += self.leading.eq(start)
 
         # --- what kind of instruction it is -------------------------------------------------------
         product = ~self.is_loss
@@ -230,9 +230,7 @@ class ScalarUnit(wiring.Component):
         limited = Signal(signed(6))
         above = register[5:-1] != sign.replicate(WIDTH - 6)
         far = above | (sign & ~register[4])
-        m.d.comb += limited.eq(
-            Mux(far, Cat((~sign).replicate(4), 1, sign), register)
-        )
+        m.d.comb += limited.eq(Mux(far, Cat((~sign).replicate(4), 1, sign), register))
         for take, shift in (
             (Take.MAIN, self.shift_main),
             (Take.BIAS, self.shift_bias),
@@ -265,6 +263,7 @@ class ScalarUnit(wiring.Component):
             | ((step.store == Store.LOSS) & ~(self.is_loss & self.loss_grad))
         ):
             m.d.comb += self.store.eq(Store.NOTHING)
-        assert EXPONENTS == 128 and FIRST_PASS == 18
+        assert EXPONENTS == 128
+        assert FIRST_PASS == 18
         assert CSR_BY_NAME["CONTROL"].number == 4
         return m

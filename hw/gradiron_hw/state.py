@@ -22,7 +22,7 @@ from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
 from gradiron.arch.config import TENSORS, Config
-from gradiron.arch.isa import CSR_BY_NAME, CSRS, DEVICE_ID, ISA_VERSION, Pass
+from gradiron.arch.isa import CSR_BY_NAME, DEVICE_ID, ISA_VERSION, Pass
 from gradiron.arch.isa import Out as Result
 from gradiron.arch.numerics import BIAS_EXPONENT, KEY_CONSTANTS, LOGIT_EXPONENT, MASTER_FRACTION
 from gradiron.arch.timing import POST_CYCLES, PREPARE_CYCLES
@@ -34,20 +34,32 @@ FIRST_COUNTER = CSR_BY_NAME["CYCLES"].number
 LAST_COUNTER = CSR_BY_NAME["DESCRIPTOR"].number
 FIRST_PASS = CSR_BY_NAME["CYCLES_FORWARD"].number
 
-COUNTERS: dict[str, int] = {
-    **{"CYCLES": 6, "WAIT_CYCLES": 5, "PASS": 6, "BUSY": 5, "STALL_EMIT": 5, "STALL_WRITE": 5},
-    **{"STALL_LOAD": 5, "STALL_FILL": 6, "INSTRUCTIONS": 5, "DESCRIPTOR": 5},
+EVENTS: dict[str, int] = {
+    "CYCLES": 6,
+    "WAIT_CYCLES": 5,
+    "PASS": 6,
+    "BUSY": 5,
+    "STALL_EMIT": 5,
+    "STALL_WRITE": 5,
+    "STALL_LOAD": 5,
+    "STALL_FILL": 6,
+    "INSTRUCTIONS": 5,
+    "DESCRIPTOR": 5,
+    "SATURATIONS": 5,
 }
-"""Widths of the registers in front of the counters, in the order of their turns. PASS stands for the
-counter of the instruction's pass."""
+"""Widths of the registers in front of the counters, in the order of their turns, for one event per
+cycle. PASS stands for the counter of the instruction's pass, SATURATIONS for the count of its
+result."""
+SATURATIONS = LAST_COUNTER - FIRST_COUNTER + 1
+"""Number of the turn of the saturations, behind those of the CSRs."""
 
-ROUND = len(COUNTERS) + 2 * (len(COUNTERS) // 2 + 1)
+ROUND = len(EVENTS) + 2 * (len(EVENTS) // 2 + 1)
 """Most cycles between two turns of a counter while the scalar unit rests: the host takes two cycles
 after every other turn at most."""
-assert all(ROUND < 1 << width for width in COUNTERS.values())
+assert min(EVENTS.values()) >= ROUND.bit_length()
 # These count while the scalar unit works, at most in two sequences one after the other.
 assert all(
-    ROUND + PREPARE_CYCLES + POST_CYCLES + 1 < 1 << COUNTERS[name]
+    EVENTS[name] >= (ROUND + PREPARE_CYCLES + POST_CYCLES + 1).bit_length()
     for name in ("CYCLES", "PASS", "STALL_FILL")
 )
 
@@ -86,12 +98,16 @@ class StateMemory(wiring.Component):
     raised, stepped : the tracker takes `exponent`; the count takes one more; otherwise the tracker
         one less, and the count 0
     exponent : an exponent to be written
-    saturations, loss : results to be written
+    loss : a result to be written
+    saturated : elements saturated in this cycle
     pass_ : the instruction's pass
     host_request : held until `host_done`, the cycle in which `sum` is the word
     host_number : address
     host_write, host_data : write `host_data` to it
     clear_counters : all counters begin at 0
+    abandon : what has been saturated is forgotten
+    blind : nothing is requested in this cycle
+    capture : `row` of the next cycle goes to the CSR LOSS; not while the scalar unit works
     event_* : a cycle to be counted
     sum : what may be written: the word with what has been added to it
     """
@@ -108,8 +124,8 @@ class StateMemory(wiring.Component):
                 "raised": In(1),
                 "stepped": In(1),
                 "exponent": In(8),
-                "saturations": In(24),
                 "loss": In(32),
+                "saturated": In(range(self.config.lanes + 1)),
                 "pass_": In(2),
                 "host_request": In(1),
                 "host_done": Out(1),
@@ -117,32 +133,45 @@ class StateMemory(wiring.Component):
                 "host_write": In(1),
                 "host_data": In(32),
                 "clear_counters": In(1),
+                "abandon": In(1),
+                "blind": In(1),
+                "capture": In(1),
+                "row": In(32),
                 "sum": Out(32),
-                **{f"event_{name.lower()}": In(1) for name in COUNTERS},
+                **{f"event_{name.lower()}": In(1) for name in EVENTS if name != "SATURATIONS"},
             }
         )
 
     def _counters(self, m: Module, number: Value) -> Value:
         """The registers in front of the counters; the one whose turn it is."""
-        amount = Signal(max(COUNTERS.values()))
+        more = self.config.lanes.bit_length() - 1  # as many elements are saturated in a cycle
+        amount = Signal(max(*EVENTS.values(), EVENTS["SATURATIONS"] + more))
         first = FIRST_PASS - FIRST_COUNTER
         chosen: dict[str, Value] = {
             name: number == CSR_BY_NAME[name].number - FIRST_COUNTER
-            for name in COUNTERS
-            if name != "PASS"
+            for name in EVENTS
+            if name not in ("PASS", "SATURATIONS")
         }
+        chosen["SATURATIONS"] = number == SATURATIONS
         chosen["PASS"] = Cat(
             *[(number == first + i) & (self.pass_ == i) for i in range(len(Pass))]
         ).any()
         added: list[Value] = []
-        for name, width in COUNTERS.items():
+        for name, width in EVENTS.items():
+            event: Value = self.saturated
+            if name == "SATURATIONS":
+                width += more
+            else:
+                event = getattr(self, f"event_{name.lower()}")
             count = Signal(width, name=f"count_{name.lower()}")
             mine = Signal(name=f"turn_{name.lower()}")
-            event: Value = getattr(self, f"event_{name.lower()}")
             m.d.comb += mine.eq(chosen[name])
-            m.d.sync += count.eq(
-                Mux(mine | self.clear_counters, event & ~self.clear_counters, count + event)
-            )
+            if name == "SATURATIONS":
+                m.d.sync += count.eq(Mux(mine | self.abandon, event, count + event))
+            else:
+                m.d.sync += count.eq(
+                    Mux(mine | self.clear_counters, event & ~self.clear_counters, count + event)
+                )
             added.append(Mux(mine, count, 0))
         total: Value = added[0]
         for value in added[1:]:
@@ -160,33 +189,48 @@ class StateMemory(wiring.Component):
 
         # --- whose request it is ------------------------------------------------------------------
         turn = Signal(4)  # the counter whose turn comes
-        counting, serving = Signal(), Signal()  # what was requested in the cycle before, and for whom
+        counting, serving = (
+            Signal(),
+            Signal(),
+        )  # what was requested in the cycle before, and for whom
         grant_turn, grant_host, waits = Signal(), Signal(), Signal()
         clearing = Signal()
+        taken = self.active | self.blind | self.capture
         m.d.comb += [
             waits.eq(self.host_request & ~serving & ~clearing & ~turn[0]),
-            grant_turn.eq(~self.active & ~waits),
+            grant_turn.eq(~taken & ~waits),
             # A counter that is being written now is not read.
-            grant_host.eq(~self.active & waits & ~counting),
+            grant_host.eq(~taken & waits & ~counting),
         ]
-        m.d.sync += [counting.eq(grant_turn), serving.eq(grant_host)]
-        address = Signal(ADDRESS_BITS)
-        number = Signal(4)  # which counter it is; all ones for no counter
-        nothing = (waits & counting) | (read.addr[4:] != FIRST_COUNTER >> 4)
-        m.d.sync += [address.eq(read.addr), number.eq(read.addr[:4] | nothing.replicate(4))]
-        assert FIRST_COUNTER & 15 == 0 and LAST_COUNTER < FIRST_COUNTER + 15
-        with m.If(self.active):
-            m.d.comb += read.addr.eq(self.address)
-        with m.Elif(waits):
+        captured = Signal()
+        m.d.sync += [counting.eq(grant_turn), serving.eq(grant_host), captured.eq(self.capture)]
+        with m.If(self.capture):
+            m.d.comb += read.addr.eq(CSR_BY_NAME["LOSS"].number)
+        with m.Elif(waits & ~self.active):
             m.d.comb += read.addr.eq(self.host_number)
+        with m.Elif(self.active | (turn == SATURATIONS)):
+            m.d.comb += read.addr.eq(self.address)
         with m.Else():
             m.d.comb += read.addr.eq(FIRST_COUNTER | turn)
+        address = Signal(ADDRESS_BITS)
+        number = Signal(4)  # which counter it is; all ones for no counter
+        void = self.blind | (waits & counting)
+        nothing = void | (read.addr[4:] != FIRST_COUNTER >> 4)
+        of_result = read.addr[6:].all() & ~void
+        m.d.sync += [
+            address.eq(read.addr),
+            number.eq(Mux(of_result, SATURATIONS, read.addr[:4] | nothing.replicate(4))),
+        ]
+        assert FIRST_COUNTER & 15 == 0
+        assert SATURATIONS < 15
         # Turns go round; of the passes' counters only that of the present pass has one, but all are
         # cleared, and first of all.
         first, last = FIRST_PASS - FIRST_COUNTER, LAST_COUNTER - FIRST_COUNTER
         following = Signal(4)
         with m.Switch(turn):
             with m.Case(last):
+                m.d.comb += following.eq(Mux(clearing, 0, SATURATIONS))
+            with m.Case(SATURATIONS):
                 m.d.comb += following.eq(0)
             with m.Case(first - 1):
                 m.d.comb += following.eq(first + self.pass_)
@@ -210,19 +254,22 @@ class StateMemory(wiring.Component):
         # One source at a time; all others are 0.
         host_writes = serving & self.host_write
         from_host = Mux(host_writes, self.host_data, 0)
-        from_unit = Mux(store == Store.SATURATIONS, self.saturations, 0)
         from_loss = Mux(store == Store.LOSS, self.loss, 0)
+        from_row = Mux(captured, self.row, 0)
         takes_exponent = store == Store.EXPONENT
         filled = (store == Store.FILL) & overflowed
         tracking = store == Store.TRACKER
-        low = Mux(takes_exponent, self.exponent, 0) | amount
-        middle = Mux(
-            tracking & ~self.stepped, Mux(self.raised, self.exponent, 0xFF), 0
-        )
+        low = Mux(takes_exponent, self.exponent, 0)
+        middle = Mux(tracking & ~self.stepped, Mux(self.raised, self.exponent, 0xFF), 0)
         high = tracking & self.stepped
         addend = Signal(32)
         m.d.comb += addend.eq(
-            from_host | from_unit | from_loss | Cat(low[:8], middle[:8], high) | filled.replicate(32)
+            from_host
+            | from_loss
+            | from_row
+            | amount
+            | Cat(low, middle[:8], high)
+            | filled.replicate(32)
         )
         total = Signal(33)
         m.d.comb += [
@@ -234,10 +281,19 @@ class StateMemory(wiring.Component):
             ),
         ]
         # The word itself has no part in the sum where it is replaced.
-        replaced = host_writes | cleared | takes_exponent | (store == Store.LOSS) | filled
-        replaces = Cat(replaced, replaced | (tracking & self.raised), replaced | (tracking & ~self.stepped), replaced)
-        with m.If(store == Store.SATURATIONS):
-            m.d.sync += overflowed.eq(total[32])
+        replaced = (
+            host_writes | cleared | takes_exponent | (store == Store.LOSS) | captured | filled
+        )
+        replaces = Cat(
+            replaced,
+            replaced | (tracking & self.raised),
+            replaced | (tracking & ~self.stepped),
+            replaced,
+        )
+        with m.If(self.abandon | (store == Store.FILL)):
+            m.d.sync += overflowed.eq(0)
+        with m.Elif((number == SATURATIONS) & total[32]):
+            m.d.sync += overflowed.eq(1)
         written = Signal(32)
         for i in range(32):
             m.d.comb += written[i].eq(Mux(replaces[i // 8], addend[i], total[i]))
@@ -250,7 +306,7 @@ class StateMemory(wiring.Component):
         whole = (
             ~number.all()
             | host_writes
-            | (store == Store.SATURATIONS)
+            | captured
             | (store == Store.LOSS)
             | (store == Store.COUNT)
             | filled

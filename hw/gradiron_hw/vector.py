@@ -64,7 +64,7 @@ class VectorPath(wiring.Component):
     w, x : write channels (likewise)
     fault : a needed byte is out of range
     largest : OR of all magnitudes since `forget`; its bit length is that of the largest
-    saturations : elements clipped since `start`
+    saturated : elements clipped in this cycle
     holding, writing : the engine stands still for the path, or for a write
     """
 
@@ -93,7 +93,7 @@ class VectorPath(wiring.Component):
             "fault": Out(1),
             "forget": In(1),
             "largest": Out(32),
-            "saturations": Out(24),
+            "saturated": Out(range(config.lanes + 1)),
             "holding": Out(1),
             "writing": Out(1),
         }
@@ -330,9 +330,7 @@ class VectorPath(wiring.Component):
         with m.If(self.forget):
             m.d.sync += self.largest.eq(0)
         with m.If(finish.valid & counts):
-            m.d.sync += self.saturations.eq(self.saturations + sum(clipped))
-        with m.If(self.start):
-            m.d.sync += self.saturations.eq(0)
+            m.d.comb += self.saturated.eq(sum(clipped))
 
     def _memory(
         self,
