@@ -34,12 +34,13 @@ UNITS: dict[str, tuple[str, int]] = {
     "transposer and accumulators": (r"engine(\.transposer)?", 480),
     "operand fetch": (r"engine\.stream", 1000),
     "vector path": (r"vector(\..*)?", 1100),
-    "scalar unit": (r"scalar", 300),
+    "scalar unit and control store": (r"scalar|control", 270),
     "loss": (r"loss", 350),
     "random numbers": (r"random|key", 300),
     "data memory": (r"memory(\..*)?", 250),
-    "counters": (r"counters", 220),
-    "sequencer, decoder, registers, host port": (r"|decoder", 600),
+    "state memory": (r"state_memory", 340),
+    "descriptor registers": (r"registers", 610),
+    "sequencer, decoder, host port": (r"|decoder|host", 500),
 }
 """Units of the table: submodules of the core by their path, and the logic cells that
 they may take if the whole is to fit."""

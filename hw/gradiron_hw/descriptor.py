@@ -12,6 +12,9 @@ from gradiron.arch.config import REGION_SHIFT, Config
 from gradiron.arch.isa import BY_NAME, OPCODE_SHIFT, REGISTERS, Kind, Register, Skip
 from gradiron.arch.isa import Out as Result
 
+OF_MOMENTUM = ("V_HI", "V_LO", "V_BIAS")
+"""Registers that a machine without momentum does without: a SET of one has no effect."""
+
 
 def register_shape(register: Register, config: Config) -> Shape:
     """What a register needs on this machine; an address keeps its region above the offset."""
@@ -102,6 +105,8 @@ class DescriptorRegisters(wiring.Component):
             value: Value = operand[: register_shape(register, config).width]
             if register.kind == Kind.ADDRESS:
                 value = Cat(offset_of(config, operand), operand[REGION_SHIFT:OPCODE_SHIFT])
+            if register.name in OF_MOMENTUM and not config.momentum:
+                continue
             group, member = divmod(register.number, 8)
             with m.If(groups[group] & members[member]):
                 m.d.sync += self.regs[register.name].eq(value)

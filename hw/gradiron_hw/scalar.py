@@ -7,7 +7,7 @@ and one register. All that it needs are words of the state memory.
 
 from __future__ import annotations
 
-from amaranth.hdl import Cat, Const, Module, Mux, Signal, signed
+from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value, signed
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
@@ -142,7 +142,7 @@ class ScalarUnit(wiring.Component):
         literal = Cat(word[:3] | (mm.out & table.replicate(3)), word[3:], Const(0, 2))
         index_a, index_b, index_o, index_s = (r.EXP[6 * i : 6 * i + 6] for i in range(4))
 
-        def entry(index: object, counts: int = 0) -> object:
+        def entry(index: Value, counts: int = 0) -> Value:
             return Cat(index, Const(counts, 1), Const(1, 1))
 
         with m.Switch(step.where):
