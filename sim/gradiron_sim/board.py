@@ -19,9 +19,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from gradiron.arch.config import Config
+from gradiron.cache import Cache, digest
 from gradiron.errors import DeviceError, ToolError
 from gradiron_sim import toolchain
-from gradiron_sim.cache import Cache, digest
 from gradiron_sim.cxxrtl import compile_library, package_file, translate
 from gradiron_sim.cxxrtl_source import Source, arrange
 from gradiron_sim.netlist import Component, port_widths, to_rtlil

@@ -23,9 +23,9 @@ from typing import ClassVar
 
 from gradiron.arch.config import Config
 from gradiron.arch.isa import MachineState, Space, split_address
+from gradiron.cache import Cache, digest
 from gradiron.errors import DeviceError, ToolError
 from gradiron_sim import toolchain
-from gradiron_sim.cache import Cache, digest
 from gradiron_sim.cxxrtl_source import Source, arrange
 from gradiron_sim.netlist import Component, to_rtlil
 from gradiron_sim.rtl import PATIENCE, RtlDevice, check_ports, default_component, unit_names

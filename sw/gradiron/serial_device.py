@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Any, ClassVar, Protocol, Self
 
 from gradiron.arch import isa
+from gradiron.arch.boards import BOARDS
 from gradiron.arch.config import ARRAY_SIZES, Config, simulation_config, up5k_config
 from gradiron.arch.isa import MachineState, Space
 from gradiron.arch.link import (
@@ -568,11 +569,13 @@ class SerialDevice(Device):
 def known_configs() -> list[Config]:
     """Configurations that builds of this package have, to be recognised by their digests."""
     arrays = [f"{r}x{c}" for r in ARRAY_SIZES for c in ARRAY_SIZES]
-    return [
-        up5k_config(),
+    configs = [
+        *(config for board in BOARDS for config in board.machines.values()),
         up5k_config(momentum=True),
         *(simulation_config(array) for array in arrays),
     ]
+    # Some boards have equal machines.
+    return list(dict.fromkeys(configs))
 
 
 def recognise(link: HostLink, known: Sequence[Config] | None = None) -> Config:

@@ -13,9 +13,9 @@ import pytest
 import gradiron_hw
 from gradiron.arch import isa
 from gradiron.arch.config import Config, simulation_config
+from gradiron.cache import Cache
 from gradiron.errors import DeviceError, ToolError
 from gradiron_sim import cxxrtl, toolchain
-from gradiron_sim.cache import Cache
 from gradiron_sim.cxxrtl import CxxrtlDevice
 from gradiron_sim.cxxrtl_source import CELLS, PIECE, arrange
 

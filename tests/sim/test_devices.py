@@ -14,10 +14,10 @@ from amaranth.lib.wiring import Out
 from gradiron.arch import isa
 from gradiron.arch.config import Config
 from gradiron.arch.isa import ErrorCause, MachineState, Space, make_address
+from gradiron.cache import Cache
 from gradiron.device import Device
 from gradiron.errors import DeviceError, MachineError, ToolError
 from gradiron_sim import cxxrtl, toolchain
-from gradiron_sim.cache import Cache
 from gradiron_sim.cxxrtl import CxxrtlDevice
 from gradiron_sim.pysim import PysimDevice
 from gradiron_sim.rtl import RtlDevice

@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from gradiron.arch.boards import BOARD_BY_NAME, find_board
 from gradiron.arch.config import (
     MAX_REGION_BYTES,
     MAX_REGIONS,
@@ -25,7 +26,7 @@ from gradiron.networks import network
 from gradiron.operations import Layer, Shape
 from gradiron.single import LayerProgram, layer_program
 
-BOARDS = ("sim", "up5k")
+BOARDS = ("sim", "up5k", *BOARD_BY_NAME)
 LEAST_REGION = 1 << 12
 GEMM_REGION = 1 << 17
 """Products up to 256 x 256 share one build."""
@@ -96,7 +97,7 @@ def network_program(
     ConfigError
         For an array that the board does not have.
     """
-    config = _connected(engine, array) if is_board(engine) else _board(board, array)
+    config = _connected(engine, array) if is_board(engine) else board_config(board, array)
     return compile_graph(
         graph, config or fitted_config(graph, batch, array or DEFAULT_ARRAY), batch
     )
@@ -134,7 +135,7 @@ def single_layer(
     ConfigError
         For an array that the board does not have.
     """
-    config = _board(board, array)
+    config = board_config(board, array)
     if config is not None:
         return layer_program(config, layer, input_shape, batch, **options)
     config = simulation_config(array or DEFAULT_ARRAY)
@@ -146,10 +147,12 @@ def single_layer(
         return layer_program(config, layer, input_shape, batch, **options)
 
 
-def _board(board: str, array: str | None) -> Config | None:
+def board_config(board: str, array: str | None) -> Config | None:
     """The fixed machine of a board; None for a simulated one."""
     if board == "sim":
         return None
+    if board in BOARD_BY_NAME:
+        return find_board(board).config(array)
     config = up5k_config()
     if array is not None and array.lower() != config.array:
         raise ConfigError(f"the machine of {board} has the array {config.array}, not {array}")
@@ -158,7 +161,7 @@ def _board(board: str, array: str | None) -> Config | None:
 
 def text_config(board: str, array: str | None) -> Config:
     """The machine that program texts are for."""
-    return _board(board, array) or simulation_config(array or DEFAULT_ARRAY)
+    return board_config(board, array) or simulation_config(array or DEFAULT_ARRAY)
 
 
 def find_graph(name: str) -> Graph:

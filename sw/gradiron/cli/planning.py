@@ -7,7 +7,7 @@ import dataclasses
 from importlib import import_module
 from typing import Any
 
-from gradiron.arch.config import MAX_REGIONS, Config, simulation_config, up5k_config
+from gradiron.arch.config import MAX_REGIONS, Config, simulation_config
 from gradiron.cli import machines
 from gradiron.cli.output import check_output, print_table, write_json
 from gradiron.cli.plots import plot_map
@@ -180,12 +180,8 @@ def _machine(args: argparse.Namespace) -> Config | None:
         regions = parse_memory(args.memory, DEFAULT_REGIONS)
         config = simulation_config(args.array or DEFAULT_ARRAY, regions=regions)
         return config.replace(program_words=machines.MOST_PROGRAM_WORDS)
-    config = up5k_config()
-    if args.array is not None and args.array.lower() != config.array:
-        raise ConfigError(
-            f"the machine of {args.board} has the array {config.array}, not {args.array}"
-        )
-    if args.memory is not None:
+    config = machines.board_config(args.board, args.array)
+    if config is not None and args.memory is not None:
         config = config.replace(regions=parse_memory(args.memory, len(config.regions)))
     return config
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from gradiron import cache
+from gradiron.cache import Cache, digest
 from gradiron.errors import ToolError
-from gradiron_sim import cache
-from gradiron_sim.cache import Cache, digest
 
 
 def writer(content: bytes, log: list[bytes]) -> object:
