@@ -112,8 +112,8 @@ class Core(wiring.Component):
         )
         m.submodules.memory = memory = DataMemory(
             config,
-            reads=("a", "b", "u") if single else ("a", "b", "u", "v"),
-            writes=("w",) if single else ("w", "x"),
+            reads=("a", "b", "u") if config.stepwise else ("a", "b", "u", "v"),
+            writes=("w",) if config.stepwise else ("w", "x"),
             technology=self.technology,
         )
         m.submodules.program = program = Memory(shape=32, depth=config.program_words, init=[])
@@ -367,7 +367,7 @@ class Core(wiring.Component):
         # --- data memory --------------------------------------------------------------------------
         wiring.connect(m, engine.a, memory.r_a)
         wiring.connect(m, engine.b, memory.r_b)
-        if not single:
+        if not config.stepwise:
             wiring.connect(m, vector.v, memory.r_v)
             wiring.connect(m, vector.x, memory.w_x)
         u, w = memory.r_u, memory.w_w

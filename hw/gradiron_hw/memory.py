@@ -17,6 +17,8 @@ a channel only picks the region it has asked. Addresses do not wait for the chec
 
 from __future__ import annotations
 
+from typing import Any
+
 from amaranth.hdl import Array, Cat, ClockSignal, Const, Instance, Module, Mux, Signal, Value
 from amaranth.lib import wiring
 from amaranth.lib.memory import Memory
@@ -188,6 +190,11 @@ class _Port:
         self.addresses = [following, *(Mux(lane < self.start, following, word) for lane in others)]
 
 
+def _named(kind: str, channels: dict[str, Any]) -> dict[str, Any]:
+    """Channels by names that tell readers from writers."""
+    return {f"{kind}_{name}": channel for name, channel in channels.items()}
+
+
 class DataMemory(wiring.Component):
     """All regions behind named channels.
 
@@ -248,9 +255,9 @@ class DataMemory(wiring.Component):
                 value = Mux(hit, getattr(channel, member), value)
             return value
 
-        # With a single port, the last reader and the writer have one path in common.
+        # With a single port, the last reader and the only writer have one path in common.
         common: dict[str, Value] = {}
-        if config.single_port:
+        if config.single_port and len(writers) == 1:
             last, (writer,) = list(readers.values())[-1], writers.values()
             for member in ("offset", "mask"):
                 common[member] = Signal.like(getattr(writer, member), name=f"common_{member}")
@@ -271,7 +278,7 @@ class DataMemory(wiring.Component):
         for region, length in enumerate(config.regions):
             prefix = f"region{region}"
             r_hits, w_hits = hits("r", readers, region), hits("w", writers, region)
-            if config.single_port:
+            if common:
                 rest = dict(list(readers.items())[:-1])
                 hit = Signal(name=f"{prefix}_common")
                 m.d.comb += hit.eq(r_hits[-1] | w_hits[0])
@@ -282,6 +289,16 @@ class DataMemory(wiring.Component):
                     length,
                     Mux(hit, common["offset"], choose(r_hits[:-1], rest, "offset")),
                     Mux(hit, common["mask"], choose(r_hits[:-1], rest, "mask")),
+                )
+            elif config.single_port:
+                both, all_hits = {**_named("r", readers), **_named("w", writers)}, r_hits + w_hits
+                r_port = w_port = _Port(
+                    m,
+                    prefix,
+                    config,
+                    length,
+                    choose(all_hits, both, "offset"),
+                    choose(all_hits, both, "mask"),
                 )
             else:
                 r_port, w_port = (

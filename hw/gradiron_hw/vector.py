@@ -60,7 +60,7 @@ class VectorPath(wiring.Component):
     serial : out: both operands come from one region
     idle : no result is on its way
     rnd_index, rnd_use, rnd_turn : to the random number unit; `rnd` comes two cycles later
-    u, v : read channels (v only where memory has two ports)
+    u, v : read channels (v only where both planes are handled at once)
     w, x : write channels (likewise)
     fault : a needed byte is out of range
     largest : OR of all magnitudes since `forget`; its bit length is that of the largest
@@ -97,7 +97,7 @@ class VectorPath(wiring.Component):
             "holding": Out(1),
             "writing": Out(1),
         }
-        if not config.single_port:
+        if not config.stepwise:
             members |= {"v": Out(read_channel(config)), "x": Out(write_channel(config))}
         super().__init__(members)
 
@@ -153,7 +153,7 @@ class VectorPath(wiring.Component):
             self.writing.eq(drain),
             self.idle.eq(~busy & ~standing & ~window.inside),
         ]
-        if config.stepwise:
+        if config.drains:
             m.d.comb += drain.eq(~window.inside & ~standing & busy)
 
         # --- elements on their way through the lanes ----------------------------------------------
@@ -472,9 +472,13 @@ class VectorPath(wiring.Component):
 
         v, x = self.v, self.x
         same_region = region_of(config, r.O_BASE) == region_of(config, r.O_LO)
+        turns = config.single_port  # reads, writes and the engine take turns
         m.d.comb += [
-            high_now.eq(pending[0]),
-            low_now.eq(pending[1] & ~(pending[0] & same_region)),
+            high_now.eq(pending[0] & (window.write_high if turns else 1)),
+            low_now.eq(
+                pending[1]
+                & Mux(window.inside & turns, window.write_low, ~(pending[0] & same_region))
+            ),
             u.en.eq(window.read_high | chores.read),
             u.region.eq(region_of(config, first)),
             u.offset.eq(offset_of(config, first) + result.offset),
@@ -511,5 +515,5 @@ class VectorPath(wiring.Component):
                 ]
             m.d.comb += w.data.eq(chore_data)
         with m.If(~written):
-            m.d.sync += [pending[0].eq(0), pending[1].eq(pending[1] & ~low_now)]
+            m.d.sync += pending.eq(pending & ~Cat(high_now, low_now))
         return pending

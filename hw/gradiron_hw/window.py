@@ -13,8 +13,10 @@ writes have fixed phases:
 
 The elements of a skip operand go through the lanes before the sums do, from phase 1 on.
 
-*At full speed* (C lanes, two ports) a window has a single cycle, if the memory regions allow that;
-a region that an operand comes from is not read in the last cycle.
+*At full speed* (C lanes) both planes are handled at once, if they lie in different regions. With
+two ports a window has a single cycle then; a region that an operand comes from is not read in the
+last cycle. With a single port reads come first, then the writes of an earlier row, and then, unless
+no operand comes from the regions that are written, a cycle in which the engine advances.
 """
 
 from amaranth.hdl import Module, Mux, Signal, Value
@@ -48,7 +50,7 @@ class Window(wiring.Component):
     issue, group : a group of elements is selected in the next cycle
     issue_skip : a group of the skip operand is
     read_high, read_low, read_skip : the row's planes (or mask), or its skip operand, are read
-    write_high, write_low : time for the planes of the row before (stepwise)
+    write_high, write_low : time for the planes of a row before
     """
 
     def __init__(self, config: Config) -> None:
@@ -121,7 +123,7 @@ class Window(wiring.Component):
                 m.d.sync += self.group.eq(0)
             return m
 
-        later, settled = self._settle(m, reads_high, reads_low)
+        later, settled, reads = self._settle(m, reads_high, reads_low)
         second = Signal()
         with m.If(self.start):
             m.d.sync += [
@@ -134,10 +136,24 @@ class Window(wiring.Component):
             self.read_high.eq(self.inside & reads_high & (phase == skips)),
             self.read_low.eq(self.inside & reads_low & (phase == second)),
         ]
+        r = self.d.regs
+        together = region_of(config, r.O_BASE) == region_of(config, r.O_LO)
+        if config.single_port:
+            write = Signal(2)
+            second_write = Signal(3)
+            with m.If(self.start):
+                m.d.sync += [
+                    write.eq(Mux(skips, 2, reads)),
+                    second_write.eq(reads + together),
+                ]
+            m.d.comb += [
+                self.write_high.eq(~self.inside | (phase == write)),
+                self.write_low.eq(phase == second_write),
+            ]
         return m
 
-    def _settle(self, m: Module, reads_high: Value, reads_low: Value) -> tuple[Signal, Signal]:
-        """Whether the low plane is read a cycle later, and the length of a window."""
+    def _settle(self, m: Module, reads_high: Value, reads_low: Value) -> tuple[Signal, ...]:
+        """Whether the low plane is read a cycle later, the length of a window, cycles of reads."""
         config = self.config
         r, mm = self.d.regs, self.d.mm
         region_a, region_b = region_of(config, r.A_BASE), region_of(config, r.B_BASE)
@@ -153,14 +169,24 @@ class Window(wiring.Component):
         def of_operand(region: Value) -> Value:
             return (region == region_a) | (region == region_b)
 
-        later, settled = Signal(), Signal(4)
+        later, settled, reads = Signal(), Signal(4), Signal(2)
+        together = two_planes & (region_of(config, r.O_BASE) == region_low)
+        if config.single_port:
+            writes = (mm.out != Result.MEASURE) & (mm.out != Result.LOSS)
+            shared = of_operand(region_of(config, r.O_BASE)) | (two_planes & of_operand(region_low))
+            m.d.comb += [
+                later.eq(reads_low & (region_high == region_low)),
+                reads.eq(reads_high + later),
+                settled.eq(Mux(writes, reads + 1 + together + shared, 1)),
+            ]
+            return later, settled, reads
         need_high, need_low, need_write, most = (Signal(4) for _ in range(4))
         m.d.comb += [
             later.eq(reads_low & (region_high == region_low)),
             need_high.eq(1 + (reads_high & of_operand(region_high))),
             need_low.eq(Mux(reads_low, 1 + later + of_operand(region_low), 1)),
-            need_write.eq(Mux(two_planes & (region_of(config, r.O_BASE) == region_low), 2, 1)),
+            need_write.eq(Mux(together, 2, 1)),
             most.eq(Mux(need_high > need_low, need_high, need_low)),
             settled.eq(Mux(most > need_write, most, need_write)),
         ]
-        return later, settled
+        return later, settled, reads

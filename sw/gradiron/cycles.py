@@ -102,12 +102,19 @@ def window(config: Config, fields: Mapping[str, int], registers: Mapping[str, in
         reads.append(result)
     if out == Out.MASTER:
         reads.append(low)
+    together = planes == 2 and result == low
+    if config.single_port:
+        written = {result} if planes < 2 else {result, low}
+        need = len(set(reads)) and 1 + (len(reads) > len(set(reads)))
+        need = need + 1 + together + bool(written & operands) if planes else 1
+        if fields["skip"]:
+            need = skip_window(config)
+        return Window(need, planes - 1 if planes < 2 else int(together))
     need, phase = 1, 0
     for index, region in enumerate(reads):
         if index and region == reads[0]:
             phase = 1
         need = max(need, phase + 1 + (region in operands))
-    together = planes == 2 and result == low
     if together:
         need = max(need, 2)
     if fields["skip"]:
@@ -192,7 +199,7 @@ def product_cycles(
             end = first + stalls + 2
         else:
             stalls += finished * (shape.cycles - 1)
-            if config.stepwise:
+            if config.drains:
                 stalls += drain * _gaps_after_rows(
                     config,
                     run=run,
@@ -206,7 +213,7 @@ def product_cycles(
                 )
             end = first + stalls + 5 + shape.late
         # Steps may be left when the last row arrives, and wait until it has been written.
-        if config.stepwise and not momentum and rows - valid >= latency + 3:
+        if config.drains and not momentum and rows - valid >= latency + 3:
             stalls += drain
         end = max(end, steps + 1 + fetch_stages(config) + stalls)
     else:
@@ -225,7 +232,7 @@ def product_cycles(
         busy = pixels * tiles * blocks
         stalls = finished * (shape.cycles - 1)
         stalls += tiles * bias * chore_cycles("load bias", config)
-        if config.stepwise:
+        if config.drains:
             # A finished tile is followed by rows of the next tap or a gap; with one tap by finished
             # rows, or by the chore of the next column tile.
             gaps = 0

@@ -29,12 +29,13 @@ NARROW_LANES = FOUR.replace(cols=8, lanes=4, name="4x8-lanes4")
 TALL = Config(rows=8, cols=4, regions=_REGIONS, acc_depth=64, program_words=512, name="8x4")
 ONE_REGION = FOUR.replace(regions=(16384,), name="4x4-one-region")
 SINGLE_MOMENTUM = SINGLE.replace(momentum=True, lanes=2, name="4x4-single-port-momentum")
+SINGLE_FULL = SINGLE.replace(momentum=True, lanes=4, name="4x4-single-port-lanes4")
 EIGHT = FOUR.replace(rows=8, cols=8, name="8x8")
 SIXTEEN = FOUR.replace(rows=16, cols=16, name="16x16")
 
 QUICK = (TWO, FOUR, SINGLE)
 """Compiled within a minute each: the default tier."""
-SLOW = (WIDE, NARROW_LANES, TALL, ONE_REGION, SINGLE_MOMENTUM, EIGHT, SIXTEEN)
+SLOW = (WIDE, NARROW_LANES, TALL, ONE_REGION, SINGLE_MOMENTUM, SINGLE_FULL, EIGHT, SIXTEEN)
 """The long tier."""
 
 

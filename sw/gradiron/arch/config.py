@@ -123,9 +123,15 @@ class Config:
     def stepwise(self) -> bool:
         """Whether a row's results are read, computed and written in fixed steps of some cycles.
 
-        Otherwise, with C lanes and two ports, there is a row per cycle.
+        Otherwise, with C lanes, both planes of a row are handled at once: a row per cycle where
+        memory has two ports, and a few cycles where reads and writes take turns.
         """
-        return self.single_port or self.groups > 1
+        return self.groups > 1
+
+    @property
+    def drains(self) -> bool:
+        """Whether results wait for a cycle in which the engine stands still to be written."""
+        return self.single_port or self.stepwise
 
     @property
     def memory_bytes(self) -> int:
