@@ -39,7 +39,7 @@ def rows(config: Config, r: dict[str, int], transposed: int, b: int) -> Iterator
 @pytest.mark.parametrize("name", CONFIGS)
 def test_rows_are_those_of_the_formulas(name: str) -> None:
     config = CONFIGS[name]
-    unit = ResultAddress(config)
+    unit: Any = ResultAddress(config)
     rng = random.Random(name)
 
     async def testbench(ctx: Any) -> None:
