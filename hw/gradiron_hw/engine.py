@@ -8,7 +8,7 @@ go to the vector path instead, which holds the stages while it works.
 
 from __future__ import annotations
 
-from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value, signed
+from amaranth.hdl import Cat, Const, Module, Mux, Signal, signed
 from amaranth.lib import wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
@@ -137,8 +137,9 @@ class ProductEngine(wiring.Component):
         # The weight gradient by channel: of the rows of a tap, row c sums up column c alone. They
         # share a row of the memory, and leave with the last one.
         by_channel = transposed & (self.d.mm.b == BMode.DIAGONAL)
+        narrow = min(rows, cols)
         lane_ahead, lane, lane_written = (
-            Signal(range(cols), name=f"lane_{n}") for n in ("ahead", "summed", "written")
+            Signal(range(narrow), name=f"lane_{n}") for n in ("ahead", "summed", "written")
         )
         single_ahead, single_lane, single_written = (
             Signal(name=f"single_{n}") for n in ("ahead", "summed", "written")
@@ -164,41 +165,34 @@ class ProductEngine(wiring.Component):
             write.data.eq(total),
             self.row.eq(total),
             self.arriving.eq(summed),
-            self.arriving.last.eq(summed.last & ~(single_lane & (lane != cols - 1))),
+            self.arriving.last.eq(summed.last & ~(single_lane & (lane != narrow - 1))),
         ]
         with m.If(self.shift):
             with m.If(ahead.valid):
-                m.d.sync += count.eq(position + ~(single_ahead & (lane_ahead != cols - 1)))
+                m.d.sync += count.eq(position + ~(single_ahead & (lane_ahead != narrow - 1)))
             m.d.sync += [addresses[0].eq(position), addresses[1].eq(addresses[0])]
 
         # Pooling: the accumulator is the largest of 256 * byte + 255 - (tap mod 16). Comparing the
         # bytes is enough, as of equal ones the first stays.
         pooled = self.d.mm.out == Result.POOLED
-        tiles_per_tap = max(1, cols // rows)
-        block_bits = tiles_per_tap.bit_length() - 1
-        tap = Signal(block_bits + 5)  # tile since the first, sticking at 16 taps and above
+        tap = Signal(4)
+        first_tap = Signal()
         with m.If(self.shift & ahead.valid & ahead.swap):
-            m.d.sync += tap.eq(Mux(ahead.first, 0, Cat(tap[:-1] + 1, 0)))
-            m.d.sync += tap[-1].eq(~ahead.first & (tap[-1] | tap[:-1].all()))
-        number = tap[block_bits : block_bits + 4]
-        first_tap = ~tap[block_bits:].any()
+            m.d.sync += [tap.eq(Mux(ahead.first, 0, tap + 1)), first_tap.eq(ahead.first)]
         width = array.sum_bits
         for c in range(cols):
             part = array.sums[width * c : width * (c + 1)].as_signed()
             held = read.data[32 * c : 32 * c + 32].as_signed()
-            mine: Value = Const(1, 1)
-            if block_bits:
-                mine = tap[:block_bits] == c // rows
             takes, chosen = Signal(name=f"takes_{c}"), Signal(name=f"chosen_{c}")
             fresh = Signal(name=f"fresh_{c}")
             added = Signal(signed(width), name=f"added_{c}")
             larger = part[:8].as_signed() > held[8:16].as_signed()
-            m.d.comb += takes.eq(mine & (first_tap | larger))
-            key = Cat(~number, Const(15, 4), part[:8]).as_signed()
+            m.d.comb += takes.eq(first_tap | larger)
+            key = Cat(~tap, Const(15, 4), part[:8]).as_signed()
             m.d.comb += [
                 chosen.eq(Mux(pooled, takes, summed.first)),
-                # Out of a carry, where logic optimisation does not see through: it would find that
-                # `chosen` implies `takes`, and have other LUTs for the choice than those of the sum.
+                # Out of a carry, which logic optimisation does not see through: it would find that
+                # `chosen` implies `takes`, and need further LUTs behind those of the sum.
                 fresh.eq((chosen + self.shift)[1]),
                 added.eq(Mux(pooled, Mux(takes, key, 0), part)),
                 write.en[c].eq(

@@ -117,6 +117,9 @@ class Stream(wiring.Component):
         config = self.config
         rows, cols, size = config.rows, config.cols, config.word_bytes
         row_bits, col_bits = rows.bit_length() - 1, cols.bit_length() - 1
+        # By channel, a column tile is as wide as a streamed word.
+        narrow = min(rows, cols)
+        narrow_bits = narrow.bit_length() - 1
         low = config.lane_bytes.bit_length() - 1
         bits = config.offset_bits - low
         index_bits = config.acc_depth.bit_length() - 1
@@ -171,9 +174,19 @@ class Stream(wiring.Component):
             m.d.sync += [before_n.eq(-1), first_group.eq(1)]
         # Full column tiles count up to those in N_C; what is left over is one more.
         next_columns = Signal()
-        column = Signal(16 - col_bits)
-        spare_columns = r.N_C[:col_bits]  # of a last tile that is not full
-        m.d.comb += column_more.eq(column != r.N_C[col_bits:])
+        column = Signal(16 - narrow_bits)
+        spare_columns, full_columns = Signal(col_bits), Signal(16 - narrow_bits)  # of N_C
+        m.d.comb += [
+            spare_columns.eq(r.N_C[:col_bits]),
+            full_columns.eq(r.N_C[col_bits:]),
+            column_more.eq(column != full_columns),
+        ]
+        if narrow < cols:
+            with m.If(by_channel):
+                m.d.comb += [
+                    spare_columns.eq(r.N_C[:narrow_bits]),
+                    full_columns.eq(r.N_C[narrow_bits:]),
+                ]
         with m.If(advance | begin):
             m.d.sync += next_columns.eq(tile_step & wrap & ~group_more)
         with m.If(resting):
@@ -187,34 +200,30 @@ class Stream(wiring.Component):
             m.d.sync += opened.eq(tap_step)
         tap_now = advance & opened
         # Counters with an end count from 1, so that they are compared as they are.
-        # By channel, j counts on through all columns: in words of a tile, of which a tap has one,
-        # or several where the array has more columns than rows.
-        word_bits = min(row_bits, col_bits)
-        tap_bits = col_bits - word_bits
-        ky, kx, j = Signal(8), Signal(8), Signal(16 - word_bits)
+        # By channel, a tap has one word, and j is the number of the column tile.
+        ky, kx, j = Signal(8), Signal(8), Signal(16 - narrow_bits)
         tap_kx = Signal(signed(bits))
         a_y, a_x = Signal(signed(bits)), Signal(signed(bits))  # of the rows that stream
         j_more, kx_more, ky_more, tap_first = Signal(), Signal(), Signal(), Signal()
         last_byte = Signal(16)
         last_word, last_spare, a_offset = Signal.like(j), Signal(row_bits), Signal(16)
-        tile_more = Signal()  # by channel: the tile is not the last
-        m.d.comb += last_byte.eq(Mux(by_channel, r.N_C, r.N_J) - 1)
-        with m.If(by_channel):
-            m.d.comb += [
-                last_word.eq(last_byte[word_bits:]),
-                last_spare.eq(last_byte[:word_bits]),
-                a_offset.eq(Cat(Const(0, word_bits), j)),
-                j_more.eq(~j[:tap_bits].all() if tap_bits else 0),
-            ]
-        with m.Else():
-            m.d.comb += [
-                last_word.eq(last_byte[row_bits:]),
-                last_spare.eq(last_byte[:row_bits]),
-                a_offset.eq(Cat(Const(0, row_bits), j)),
-                j_more.eq(j != last_word),
-            ]
+        whole_word = Signal()  # all of its bytes belong to the tap
         m.d.comb += [
-            tile_more.eq(j[tap_bits:] != last_word[tap_bits:]),
+            last_byte.eq(Mux(by_channel, r.N_C, r.N_J) - 1),
+            last_word.eq(last_byte[row_bits:]),
+            last_spare.eq(last_byte[:row_bits]),
+            a_offset.eq(Cat(Const(0, row_bits), j)),
+        ]
+        if narrow < rows:
+            with m.If(by_channel):
+                m.d.comb += [
+                    last_word.eq(last_byte[narrow_bits:]),
+                    last_spare.eq(last_byte[:narrow_bits]),
+                    a_offset.eq(Cat(Const(0, narrow_bits), j)),
+                ]
+        m.d.comb += [
+            whole_word.eq(j != last_word),
+            j_more.eq(whole_word & ~by_channel),
             kx_more.eq(kx != r.N_TX),
             ky_more.eq(ky != r.N_TY),
             tap_last.eq(~(j_more | kx_more | ky_more)),
@@ -225,8 +234,8 @@ class Stream(wiring.Component):
         with m.If(resting):
             m.d.sync += tap_first.eq(1)
         new_columns = Mux(transposed, tap_last & ~group_more, next_columns)
-        with m.If(tap_now & ~j_more & by_channel & ~new_columns):
-            m.d.sync += j.eq(Cat(Const(0, tap_bits), j[tap_bits:]))
+        with m.If(tap_now & by_channel & ~new_columns):
+            m.d.sync += j.eq(j)
         with m.If(resting | (tap_now & ~j_more & ~by_channel)):
             m.d.sync += j.eq(0)
         with m.If(tap_now & ~j_more):
@@ -372,7 +381,7 @@ class Stream(wiring.Component):
             | (offset_of(config, r.B_BASE)[low:] & by_base.replicate(bits))
             | (lanes_of(r.B_TY)[:bits] & by_ky.replicate(bits))
             | (lanes_of(r.B_TX)[:bits] & by_kx.replicate(bits))
-            | Mux(by_bytes, Mux(by_columns, rows, cols) >> low, 0)
+            | Mux(by_bytes, Mux(by_columns, rows, Mux(by_channel, narrow, cols)) >> low, 0)
         )
         m.d.comb += [
             level_read.en.eq(reload[0]),
@@ -595,17 +604,11 @@ class Stream(wiring.Component):
                 n_b_index.eq(b_index),
                 n_b_pixel.eq(group_more | (b_index <= rest[:row_bits])),
             ]
-        a_whole, a_none = Signal(), Signal()
-        words_more = tile_more | (j[:tap_bits] < last_word[:tap_bits])
+        a_whole = Signal()
         with m.If(tap_now):
-            m.d.sync += a_whole.eq(Mux(by_channel, words_more, j_more))
-            if tap_bits:
-                m.d.sync += a_none.eq(
-                    by_channel & ~tile_more & (j[:tap_bits] > last_word[:tap_bits])
-                )
-        a_width = up_to(a_whole, last_spare, rows)
-        if rows > cols:
-            a_width = a_width & Mux(by_channel, (1 << cols) - 1, -1)
+            m.d.sync += a_whole.eq(whole_word)
+        width = up_to(a_whole, last_spare, rows)
+        width = Cat(width[:narrow], width[narrow:] & ~by_channel.replicate(rows - narrow))
         pixel = pixel_read.data
         # Complements again, so that one sum goes into the next and into the bounds as it is.
         row_n, column_n = Signal(signed(bits)), Signal(signed(bits))
@@ -623,7 +626,7 @@ class Stream(wiring.Component):
             y_inside.eq(row_n[-1] & ~to_bottom[-1]),
             near_left.eq(~column_n[row_bits - low :].any()),
             near_right.eq(~room[row_bits:].any()),
-            width_mask.eq(a_width & ~Mux(a_none, -1, 0)),
+            width_mask.eq(width),
         ]
         first_byte = Cat(Const(0, low), ~column_n[: row_bits - low])
         for lane in range(rows):
@@ -631,11 +634,11 @@ class Stream(wiring.Component):
             right = ~room[-1] & (~near_right | (room[:row_bits] > lane))
             m.d.comb += inside[lane].eq(y_inside & left & right)
         lanes_c = up_to(column_more | (spare_columns == 0), (spare_columns - 1)[:col_bits], cols)
+        lanes_c = Cat(lanes_c[:narrow], lanes_c[narrow:] & ~by_channel.replicate(cols - narrow))
         lanes_j = up_to(j_more, last_spare, rows)
         b_lanes, b_there = Signal(size), Signal()
         with m.If(spread):
-            on_diagonal = Cat(n_b_index[:row_bits], j[:tap_bits])
-            m.d.comb += [b_lanes.eq(lanes_c & (1 << on_diagonal)), b_there.eq(1)]
+            m.d.comb += [b_lanes.eq(lanes_c & (1 << n_b_index)), b_there.eq(1)]
         with m.Elif(by_columns):
             m.d.comb += [b_lanes.eq(lanes_j), b_there.eq(lanes_c.bit_select(n_b_index, 1))]
         with m.Else():
@@ -650,7 +653,7 @@ class Stream(wiring.Component):
         q_inside, q_a_mask, q_b_mask = Signal(rows), Signal(rows), Signal(size)
         q_unit = Signal(size)  # bytes of the stationary word that are 1
         q_a_offset = Signal(bits)
-        row_mask = Mux(by_channel, (1 << min(rows, cols)) - 1, width_mask)
+        row_mask = Mux(by_channel, (1 << narrow) - 1, width_mask)
         with m.If(advance):
             m.d.sync += [
                 q_a.eq(n_a),

@@ -172,8 +172,10 @@ def product_cycles(
     mode = BMode(fields["b"])
     serial = _region(registers, "A_BASE") == _region(registers, "B_BASE")
     serial = serial and mode not in (BMode.IDENTITY, BMode.GATE)
-    # By channel a tap is one byte for each column of a tile, whatever N_J and N_C are.
-    pixels, run = registers["N_P"], cols if mode.by_channel else registers["N_J"]
+    # By channel a column tile is as wide as a word of either side, and a tap is one such word.
+    pixels, run = registers["N_P"], registers["N_J"]
+    if mode.by_channel:
+        run = cols = min(rows, cols)
     taps = registers["N_TY"] * registers["N_TX"]
     blocks = taps * _ceil(run, rows)
     tiles = _ceil(registers["N_C"], cols)
