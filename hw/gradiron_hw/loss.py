@@ -81,14 +81,12 @@ class LossUnit(wiring.Component):
     cause : Out(4)
         An `ErrorCause`, valid with `error`.
     loss : Out(32)
-        Sum over the batch. Like `shift` and `saturations` valid from `done` until the next start;
+        Sum over the batch. Like `shift` valid from `done` until the next start;
         written only with `grad`.
     shift : Out(5)
         The gradient's shift `sh`.
     saturated : Out(1)
         High in each cycle in which a saturated element of the gradient is written.
-    saturations : Out(config.offset_bits - 1)
-        Their number.
     rd_en, rd_addr, rd_data, rd_oor : read port, 8 bits
     wr_en, wr_addr, wr_data, wr_oor : write port, 8 bits
         Both addresses are always the same.
@@ -121,7 +119,6 @@ class LossUnit(wiring.Component):
                 "loss": Out(32),
                 "shift": Out(5),
                 "saturated": Out(1),
-                "saturations": Out(config.offset_bits - 1),
                 "rd_en": Out(1),
                 "rd_addr": Out(24),
                 "rd_data": In(8),
@@ -488,11 +485,6 @@ class LossUnit(wiring.Component):
             gradient.eq(Cat(by1[:7] | positive.replicate(7), by1[7] & rounded[-1]) | edge),
             self.saturated.eq(put & edge),
         ]
-        with m.If(check):
-            m.d.sync += self.saturations.eq(0)
-        with m.Elif(self.saturated):
-            m.d.sync += self.saturations.eq(self.saturations + 1)
-
         m.d.comb += self.wr_data.eq(
             (Mux(write_high, word[8:], word[:8]) & divide.replicate(8))
             | gradient
