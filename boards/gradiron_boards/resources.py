@@ -112,10 +112,15 @@ def _run(name: str, *arguments: str, folder: Path) -> str:
     return done.stdout
 
 
+_WATCHED = ("retire", "retire_pc", "activity")
+
+
 def _rtlil(config: Config, technology: str) -> str:
     core = Core(config, technology=technology)
     top = _Top(core)
-    ports = [top.domain.clk, *(getattr(core, name) for name in core.signature.members)]
+    # What only simulations look at is left out, as on a board.
+    members = (name for name in core.signature.members if name not in _WATCHED)
+    ports = [top.domain.clk, *(getattr(core, name) for name in members)]
     return rtlil.convert(top, name="top", ports=ports, emit_src=False)
 
 

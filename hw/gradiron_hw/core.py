@@ -40,7 +40,8 @@ INSTRUCTION = data.StructLayout({"mm": mm_layout(), "is_loss": 1})
 class Core(wiring.Component):
     """A whole machine behind its host port.
 
-    A request is held until `req_ready`, which comes with its response.
+    A request is held until `req_ready`; its response comes in the next cycle, until the end of
+    which `req_data` stays.
 
     Parameters
     ----------
@@ -472,7 +473,7 @@ class Core(wiring.Component):
         m.d.comb += [
             host.running.eq(running),
             host.status.eq(Cat(state, Const(0, 1), cause, Const(0, 12 - len(cause)), pc)),
-            host.word_done.eq(words.host_done),
+            host.word_taken.eq(words.host_taken),
             host.word.eq(words.sum),
             host.program_data.eq(word),
             host.memory_outside.eq(u.oor | w.oor),

@@ -16,10 +16,10 @@ CONTROL_START, CONTROL_RESUME, CONTROL_RESET, CONTROL_CLEAR = range(4)
 class HostPort(wiring.Component):
     """What the host may reach, and when.
 
-    A request is held until `req_ready`, which comes with the response. Accesses to data and program
-    memory take two cycles; those to CSRs and exponents wait until the scalar unit and the counters
-    leave the state memory to them. A write to a CSR takes all 32 bits; the host keeps to the
-    register's range.
+    A request is taken in a cycle with `req_ready`, at once for data and program memory, and for
+    CSRs and exponents as soon as the scalar unit and the counters leave the state memory to it.
+    Its response comes in the next cycle, until the end of which `req_data` stays. A write to a CSR
+    takes all 32 bits; the host keeps to the register's range.
 
     Parameters
     ----------
@@ -30,7 +30,8 @@ class HostPort(wiring.Component):
     req_*, rsp_* : as in `core.Core`
     running : a program runs: memories are closed
     status : the CSR STATUS
-    word_request, word_number, word_write, word_done, word : the state memory; data is `req_data`
+    word_request, word_number, word_taken : the state memory
+    word_write, word : in the cycle after `word_taken`; data is `req_data`
     program_read, program_write, program_data : the program memory at `req_addr`
     memory_read, memory_write, memory_outside, memory_data : data memory
     control : bits of CONTROL, written in this cycle; `word` is ENTRY
@@ -55,7 +56,7 @@ class HostPort(wiring.Component):
                 "word_request": Out(1),
                 "word_number": Out(ADDRESS_BITS),
                 "word_write": Out(1),
-                "word_done": In(1),
+                "word_taken": In(1),
                 "word": In(32),
                 "program_read": Out(1),
                 "program_write": Out(1),
@@ -93,13 +94,19 @@ class HostPort(wiring.Component):
         with m.Elif(memory):
             m.d.comb += refused.eq(self.memory_outside)
 
-        first, second = Signal(), Signal()
+        first = Signal()
         by_word = csr | (exponents & ~beyond_exponents & ~self.running)
-        m.d.comb += first.eq(self.req_valid & ~second & ~by_word)
-        m.d.sync += [second.eq(first), self.rsp_error.eq(first & refused)]
+        m.d.comb += [
+            first.eq(self.req_valid & ~by_word),
+            self.req_ready.eq(first | self.word_taken),
+        ]
+        m.d.sync += [
+            self.rsp_valid.eq(self.req_ready),
+            self.rsp_error.eq(first & refused),
+        ]
         opened = first & ~self.running
         m.d.comb += [
-            self.word_request.eq(self.req_valid & by_word & ~second),
+            self.word_request.eq(self.req_valid & by_word),
             self.program_read.eq(opened & program),
             self.program_write.eq(opened & program & ~beyond_program & self.req_write),
             self.memory_read.eq(opened & memory & ~self.req_write),
@@ -124,28 +131,33 @@ class HostPort(wiring.Component):
             m.d.comb += plain.eq(~beyond_csrs)
         m.d.comb += [
             self.word_number.eq(Mux(exponents, EXPONENTS | number[: ADDRESS_BITS - 1], csr_number)),
-            self.word_write.eq(self.req_write & (exponents | plain)),
         ]
-        written = self.word_done & self.req_write
-        m.d.comb += [
-            self.control.eq(Mux(written & is_control, self.req_data[:4], 0)),
+        # What is known of the number is needed in the next cycle.
+        written = self.word_taken & self.req_write
+        controls = Signal()
+        m.d.sync += [
+            self.word_write.eq(written & (exponents | plain)),
             self.mode_write.eq(written & is_mode),
+            controls.eq(written & is_control),
         ]
+        m.d.comb += self.control.eq(Mux(controls, self.req_data[:4], 0))
 
         # --- the response -------------------------------------------------------------------------
         is_status = csr & (number[:5] == CSR_BY_NAME["STATUS"].number) & ~beyond_csrs
         other = Signal(32)
-        with m.If(csr):
+        of_word, of_program, of_status = Signal(), Signal(), Signal()
+        m.d.sync += [
+            of_word.eq(by_word & ~is_status),
+            of_program.eq(program),
+            of_status.eq(is_status),
+        ]
+        with m.If(of_status):
             m.d.comb += other.eq(self.status)
-        with m.Elif(program):
+        with m.Elif(of_program):
             m.d.comb += other.eq(self.program_data)
         with m.Else():
             m.d.comb += other.eq(self.memory_data)
-        m.d.comb += [
-            self.rsp_valid.eq(second | self.word_done),
-            self.req_ready.eq(self.rsp_valid),
-            self.rsp_data.eq(Mux(self.word_done & ~is_status, self.word, other)),
-        ]
+        m.d.comb += self.rsp_data.eq(Mux(of_word, self.word, other))
         return m
 
 

@@ -101,9 +101,9 @@ class StateMemory(wiring.Component):
     loss : a result to be written
     saturated : elements saturated in this cycle
     pass_ : the instruction's pass
-    host_request : held until `host_done`, the cycle in which `sum` is the word
+    host_request : held until `host_taken`; `sum` is the word in the next cycle
     host_number : address
-    host_write, host_data : write `host_data` to it
+    host_write, host_data : in that cycle: write `host_data` to it
     clear_counters : all counters begin at 0
     abandon : what has been saturated is forgotten
     blind : nothing is requested in this cycle
@@ -128,7 +128,7 @@ class StateMemory(wiring.Component):
                 "saturated": In(range(self.config.lanes + 1)),
                 "pass_": In(2),
                 "host_request": In(1),
-                "host_done": Out(1),
+                "host_taken": Out(1),
                 "host_number": In(ADDRESS_BITS),
                 "host_write": In(1),
                 "host_data": In(32),
@@ -301,7 +301,7 @@ class StateMemory(wiring.Component):
             self.sum.eq(written),
             write.addr.eq(address),
             write.data.eq(written),
-            self.host_done.eq(serving),
+            self.host_taken.eq(grant_host),
         ]
         whole = (
             ~number.all()
