@@ -213,7 +213,7 @@ class StateMemory(wiring.Component):
         with m.Else():
             m.d.comb += read.addr.eq(FIRST_COUNTER | turn)
         address = Signal(ADDRESS_BITS)
-        number = Signal(4)  # which counter it is; all ones for no counter
+        number = Signal(4, init=15)  # which counter it is; all ones for no counter
         void = self.blind | (waits & counting)
         nothing = void | (read.addr[4:] != FIRST_COUNTER >> 4)
         of_result = read.addr[6:].all() & ~void

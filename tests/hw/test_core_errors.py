@@ -529,6 +529,14 @@ def test_no_access_while_running(space: Space) -> None:
         assert device.read_program(0, 1) == [isa.encode("LOOP", count=60000)]
 
 
+def test_what_the_machine_says_of_itself() -> None:
+    with CxxrtlDevice(TWO) as device:
+        assert device.read_csr("ID") == isa.DEVICE_ID
+        assert device.read_csr("VERSION") == isa.ISA_VERSION
+        assert device.read_csr("CONFIG") == TWO.digest()
+        assert not any(device.counters().values())
+
+
 def test_addresses_that_do_not_exist() -> None:
     with CxxrtlDevice(TWO) as device:
         for space, address in (
