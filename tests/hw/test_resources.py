@@ -18,7 +18,7 @@ BUDGETS: dict[str, tuple[int, str]] = {
         "the tags that travel with them",
     ),
     "operand fetch": (1050, "the loop nest: an adder and a comparison per level, the bounds"),
-    "vector path": (1600, "one lane: shifter of 48 bits, rounding, two saturating sums; planes"),
+    "vector path": (1650, "one lane: shifter of 48 bits, rounding, two saturating sums; planes"),
     "scalar unit and control store": (
         290,
         "an adder of ten bits with its register and operands (45), three limited shift amounts "
