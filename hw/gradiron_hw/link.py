@@ -39,8 +39,7 @@ _STATES = (
     "sent",  # its bits go into the checksum
     "unit",  # something is left to do
     "fetch",  # a unit to write comes out of the buffer
-    "request",
-    "wait",
+    "request",  # the core does it
     "status",  # the status comes to the end of the register
     "checksum",  # the checksum fills it
     "close",  # the flag behind an answer is sent
@@ -52,8 +51,10 @@ class Link(wiring.Component):
 
     A received byte takes 10 cycles, in which `i` is not ready. From the end of a request to the end
     of its answer `i` is not ready; what a sender that cannot wait sends then is lost, and asked for
-    again. A unit takes 4 cycles and those of its bytes: 8 to fetch one, about 10 to send one (the
-    stream `o` permitting).
+    again. A unit takes a few cycles of the core and those of its bytes: 8 to fetch one, about 10 to
+    send one (the stream `o` permitting).
+
+    A request to the core is held until `req_ready`; its answer may come in that cycle or later.
 
     Members
     -------
@@ -127,11 +128,11 @@ class Link(wiring.Component):
         with m.If(header_bit):
             m.d.sync += Cat(command, high).eq(Cat(command[1:], low[0], high[1:], bit))
             m.d.sync += low.eq(Cat(low[1:], high[0]))
-        with m.Elif(at["request"] & self.req_ready):
+        with m.Elif(leaving["request"]):
             m.d.sync += low.eq(low + 1)
         with m.If(header_bit & (position[:3] == 0)):
             m.d.sync += end.eq(read.data)
-        with m.If(at["wait"]):
+        with m.If(leaving["request"]):
             m.d.sync += word.eq(self.rsp_data)
         with m.Elif(
             header_bit | _any(*(at[n] for n in ("number", "sent", "fetch", "status", "checksum")))
@@ -158,8 +159,11 @@ class Link(wiring.Component):
         # --- the host port ------------------------------------------------------------------------
         writes, space = command[0], command[1:3]
         in_bytes = space == Space.MEMORY
+        taken = Signal()
+        m.d.sync += taken.eq(at["request"] & ~leaving["request"] & (taken | self.req_ready))
         m.d.comb += [
-            self.req_valid.eq(at["request"]),
+            # The answer may come at once or later: then the request is not made twice.
+            self.req_valid.eq(at["request"] & ~taken),
             self.req_space.eq(space),
             self.req_write.eq(writes),
             self.req_addr.eq(Cat(low, high)),
@@ -222,14 +226,13 @@ class Link(wiring.Component):
         ]
         with m.If(good):
             m.d.sync += [again.eq(word[24] == last), last.eq(word[24])]
-        with m.If(at["unit"] | at["wait"]):
-            m.d.sync += refused.eq(at["wait"] & self.rsp_error)
+        with m.If(at["unit"] | at["request"]):
+            m.d.sync += refused.eq(at["request"] & self.rsp_error)
         leave("unit", Const(1), fetch=writes, request=~writes)
         leave("fetch", Mux(in_bytes, last_of_8, last_of_32), request=Const(1))
-        leave("request", self.req_ready, wait=Const(1))
         finished = self.rsp_error | (writes & at_end)
         leave(
-            "wait",
+            "request",
             self.rsp_valid,
             status=finished,
             unit=~finished & writes,
@@ -269,7 +272,7 @@ class Link(wiring.Component):
         leave("close", self.o.ready)
         with m.If(at["open"]):
             m.d.sync += [sends_data.eq(0), sends_status.eq(0), sends_sum.eq(0)]
-        with m.If(at["wait"]):
+        with m.If(at["request"]):
             m.d.sync += sends_data.eq(1)
         with m.If(at["status"]):
             m.d.sync += [sends_data.eq(0), sends_status.eq(1)]
@@ -288,7 +291,7 @@ class Link(wiring.Component):
 
         m.d.sync += bits.eq(bits + 1)
         with m.If(
-            _any(*(at[n] for n in ("settle", "open", "unit", "request", "wait")))
+            _any(*(at[n] for n in ("settle", "open", "unit", "request")))
             | (leaving["sent"] & whole)
         ):
             m.d.sync += bits.eq(0)

@@ -31,9 +31,10 @@ from support.link_core import ACCESSES, BYTES, SUM, WORDS, LinkCore
 Ask = Callable[..., list[Answer]]
 
 
-@pytest.fixture(params=[0, 2], ids=["streams ready", "streams stall"])
+@pytest.fixture(params=[(0, True), (2, False)], ids=["streams ready", "streams stall"])
 def line(request: pytest.FixtureRequest) -> Iterator[Line]:
-    line = Line(StreamTop(LinkCore()), stall=request.param)
+    stall, held = request.param
+    line = Line(StreamTop(LinkCore(held=held)), stall=stall)
     # A device that was switched on takes a first write with an even number for a repetition.
     assert talk(line, Request(Space.CSR, ACCESSES, 1).frame(0)) == done(0, bytes(4))
     yield line
@@ -203,7 +204,7 @@ def test_noise(rate: float, frames: int) -> None:
 
     Every transfer is right and every write is done once, or there is an error; never at 1 in 1,000.
     """
-    carrier = SimulatedLine(Line(StreamTop(LinkCore())), seed=round(1e4 * rate), rate=rate)
+    carrier = SimulatedLine(Line(StreamTop(LinkCore(held=True))), seed=round(1e4 * rate), rate=rate)
     host = HostLink(carrier)
     source = random.Random(rate)
     memory, words, total = bytearray(BYTES), bytearray(4 * WORDS), 0

@@ -32,8 +32,8 @@ class LinkCore(wiring.Component):
     rsp_error: Out(1)
     state: Out(3)
 
-    def __init__(self, *, version: int = isa.ISA_VERSION, identity: int = isa.DEVICE_ID) -> None:
-        self.version, self.identity = version, identity
+    def __init__(self, *, held: bool = False) -> None:
+        self.held = held
         super().__init__()
 
     def elaborate(self, platform: object) -> Module:
@@ -48,8 +48,9 @@ class LinkCore(wiring.Component):
         delay, random = Signal(3), Signal(7, init=1)
         waiting, error = Signal(), Signal()
         m.d.sync += random.eq((random << 1) | (random[6] ^ random[5]))
-        taken = self.req_valid & self.req_ready
-        m.d.comb += self.req_ready.eq(~waiting & random[0])
+        begins = ~waiting & random[0]
+        taken = self.req_valid & begins
+        m.d.comb += self.req_ready.eq(self.rsp_valid if self.held else begins)
         csr = Signal(32)
         for read, write in ports:
             m.d.comb += [
@@ -80,9 +81,9 @@ class LinkCore(wiring.Component):
                 with m.Case(Space.CSR):
                     with m.Switch(self.req_addr):
                         with m.Case(isa.CSR_BY_NAME["ID"].number):
-                            m.d.sync += csr.eq(self.identity)
+                            m.d.sync += csr.eq(isa.DEVICE_ID)
                         with m.Case(isa.CSR_BY_NAME["VERSION"].number):
-                            m.d.sync += csr.eq(self.version)
+                            m.d.sync += csr.eq(isa.ISA_VERSION)
                         with m.Case(isa.CSR_BY_NAME["CONFIG"].number):
                             m.d.sync += csr.eq(DIGEST)
                         with m.Case(SUM):
