@@ -24,6 +24,7 @@ import numpy as np
 
 from gradiron.cli import machines
 from gradiron.cli.bench import gemm_rows, measure_step, speed_rows
+from gradiron.cli.measured import conv_layers, network_steps
 from gradiron.cli.output import Row, note, print_table, write_json
 from gradiron.cli.training import (
     DEMO_DATASET,
@@ -608,6 +609,8 @@ MEASUREMENTS = {
     "fashion-chip": Measurement(fashion_chip, SIMULATION_PACKAGES),
     "gemm": Measurement(gemm, SIMULATION_PACKAGES),
     "step": Measurement(step, SIMULATION_PACKAGES),
+    "conv-layers": Measurement(conv_layers, SIMULATION_PACKAGES),
+    "network-steps": Measurement(network_steps, SIMULATION_PACKAGES),
     "speed": Measurement(speed, SIMULATION_PACKAGES),
 }
 
