@@ -441,7 +441,7 @@ def test_odd_registers_that_are_not_used(register: str, fields: dict[str, int]) 
             ErrorCause.OPERAND_RANGE,
         ),
         (
-            {"N_TY": 65, "B_BASE": make_address(0, 0x1FFE)},
+            {"N_TY": 65},
             {**DIAGONAL, "out": Out.INT8_WEIGHTS, "transposed": 1, "round": 2},
             ErrorCause.ACCUMULATOR_DEPTH,
         ),

@@ -115,7 +115,7 @@ DENSE = Modes(
     scale=False,
 )
 """What dense layers need."""
-BUILT = Modes((*DENSE.results, Out.MEASURE, Out.LOSS), DENSE.operands, skip=False)
+BUILT = EVERYTHING
 """What the hardware has, and random programs use unless they are told otherwise."""
 
 
