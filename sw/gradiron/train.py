@@ -495,20 +495,30 @@ class Trainer:
         MachineError
             Where the machine stops in its error state.
         """
+        return self._step(*self._checked(x, y))
+
+    def write_batch(self, x: npt.NDArray[Any], y: npt.NDArray[Any]) -> None:
+        """All that the host writes before a step, as `step` takes it; the program is not run."""
+        self._write(*self._checked(x, y))
+
+    def _checked(self, x: npt.NDArray[Any], y: npt.NDArray[Any]) -> tuple[Any, Answers]:
         flat = check_inputs(x, self.graph.features)
         found = check_answers(self.graph, y, len(flat))
         if len(flat) != self.batch:
             raise DataError(f"{len(flat)} samples; the program takes {self.batch} at a time")
-        return self._step(flat, found)
+        return flat, found
 
-    def _step(self, x: npt.NDArray[np.int8], y: Answers) -> int:
-        entry = self.program.entry(TRAIN) if self._train is None else self._train
+    def _write(self, x: npt.NDArray[np.int8], y: Answers) -> None:
         self._put(INPUT, x)
         if self._rule.labels:
             address = self.program.plan.address(LABELS)
             self.device.write_memory(address, y.astype(np.uint8))
         elif self.graph.target != INPUT:
             self._put(TARGET, y)
+
+    def _step(self, x: npt.NDArray[np.int8], y: Answers) -> int:
+        entry = self.program.entry(TRAIN) if self._train is None else self._train
+        self._write(x, y)
         self._run(entry)
         loss = self.device.read_csr("LOSS")
         if self._rule.labels:

@@ -40,7 +40,7 @@ from gradiron.networks import NETWORKS
 from gradiron.operations import OPERATIONS, Layer, LossStep, Product
 from gradiron.reals import PADDINGS, SAME
 from gradiron.single import LayerProgram
-from gradiron.train import Settings, Trainer, default_settings, new_trainer
+from gradiron.train import Settings, Trainer, answers, default_settings, new_trainer
 
 SIMULATORS = (CXXRTL, PYSIM)
 COLUMNS = ("name", "pass", "shape", "array", "macs", "cycles", "mac_per_cycle", "utilisation")
@@ -258,7 +258,7 @@ def step_rows(device: Device, program: Program, trainer: Trainer, data: Dataset)
     device.clear_counters()
     machine: Any = device
     machine.forget()
-    trainer.step(data.x_train, data.y_train)
+    trainer.step(data.x_train, answers(trainer.graph, data)[0])
     counters = device.counters()
     cycles: dict[tuple[str, str], int] = {}
     for retired in device.retirements:
@@ -267,6 +267,8 @@ def step_rows(device: Device, program: Program, trainer: Trainer, data: Dataset)
         cycles[key] = cycles.get(key, 0) + retired.last_cycle - retired.first_cycle + 1
     macs = _macs(program, TRAIN)
     shapes = _shapes(program)
+    # Buffers are shared: the step has to get its samples again.
+    trainer.write_batch(data.x_train, answers(trainer.graph, data)[0])
     by_key = counted(device, program, TRAIN)
     rows = [
         divide(

@@ -9,8 +9,8 @@ from dataclasses import replace
 from typing import Any
 
 from gradiron.arch.config import Config, parse_array, simulation_config, up5k_config
-from gradiron.cli.bench import Row, layer_rows, open_simulator, samples, step_rows
-from gradiron.cli.output import note
+from gradiron.cli.bench import layer_rows, open_simulator, samples, step_rows
+from gradiron.cli.output import Row, note
 from gradiron.compiler import compile_graph
 from gradiron.engines import CXXRTL
 from gradiron.errors import MismatchError
@@ -19,7 +19,7 @@ from gradiron.model import compare_devices
 from gradiron.networks import network
 from gradiron.operations import Layer
 from gradiron.single import layer_program
-from gradiron.train import Settings, new_trainer
+from gradiron.train import Settings, answers, new_trainer
 
 ARRAYS = ("4x4", "8x8", "16x16", "4x8")
 STEPS = 3
@@ -109,7 +109,7 @@ def network_steps(session: Any) -> list[Row]:
                 trainer.set_rate(settings.rate)
             for _ in range(STEPS):
                 for trainer in trainers:
-                    trainer.step(data.x_train, data.y_train)
+                    trainer.step(data.x_train, answers(trainer.graph, data)[0])
             difference = compare_devices(program, golden, chip)
             if difference is not None:
                 raise MismatchError(f"{name}: {difference}")
