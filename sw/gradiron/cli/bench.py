@@ -361,7 +361,7 @@ def bench_step(args: argparse.Namespace) -> int:
         rows = measure_step(args.engine, program, args.trace)
     rows = with_bytes(rows, traffic(program, TRAIN))
     write_json(args.json, rows)
-    title = f"a training step of {graph} at batch {batch} on {args.engine}"
+    title = f"a training step of {graph.name} at batch {batch} on {args.engine}"
     print_rows(title, rows)
     print_breakdown("where the cycles go", rows)
     passes = pass_rows(program, rows)
