@@ -19,11 +19,13 @@ from gradiron.errors import ModelError
 from gradiron.importing.meaning import (
     INPUT,
     MAX_ELEMENTS,
+    Budget,
     Meaning,
     Node,
     Padding,
     Problems,
     Quantisation,
+    check_meaning,
     node_shape,
     without_dead_ends,
 )
@@ -60,6 +62,7 @@ class Builder:
     def __init__(self, name: str, kind: str) -> None:
         self.name, self.kind = name, kind
         self.problems = Problems(name)
+        self.budget = Budget(name, MAX_ELEMENTS)
         self.nodes: dict[str, Node] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.softmax = False
@@ -94,6 +97,8 @@ class Builder:
         ModelError
             With all problems that were found.
         """
+        if flow.pad is not None:
+            self.problems.add("output", "padding at the end; only convolutions take padding in")
         self.problems.check()
         meaning = Meaning(
             name=self.name,
@@ -106,9 +111,7 @@ class Builder:
             channels_first=True,
             source=source,
         )
-        if not any(node.weighted for node in meaning.nodes):
-            raise ModelError(f"{self.name} has no layer with weights")
-        return meaning
+        return check_meaning(meaning)
 
     @staticmethod
     def last(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -119,9 +122,11 @@ class Builder:
 
     def put(self, node: Node) -> Flow:
         """Add a node."""
+        if node.weight is not None:
+            self.budget.spend(node.weight.size)
         try:
             shape = node_shape(node, [self.shapes[name] for name in node.inputs])
-        except (ModelError, KeyError) as error:
+        except (ModelError, KeyError, ZeroDivisionError) as error:
             self.problems.add(node.place, str(error))
             shape = (1,)
         self.nodes[node.name] = node
@@ -131,6 +136,13 @@ class Builder:
     def unique(self, kind: str) -> str:
         """A name for a node."""
         return f"{kind}{sum(node.operation == kind for node in self.nodes.values()) + 1}"
+
+    def check(self, x: Flow, place: str, *, padded: bool = False) -> None:
+        """Note what cannot follow a softmax, or zeros that only a convolution takes in."""
+        if self.softmax:
+            self.problems.add(place, "it follows a softmax, which must be the last operator")
+        if x.pad is not None and not padded:
+            self.problems.add(place, "padding before it; only convolutions take padding in")
 
     def conv(
         self,
@@ -145,6 +157,7 @@ class Builder:
         place: str,
     ) -> Flow:
         """A convolution; weights (cout, cin / groups, kh, kw)."""
+        self.check(x, place, padded=True)
         if len(x.shape) != 3 or weight.ndim != 4:
             self.problems.add(place, f"only 2-D convolutions can be mapped, not on {x.shape}")
             return x
@@ -184,6 +197,7 @@ class Builder:
 
     def dense(self, x: Flow, weight: Array, bias: Array | None, place: str) -> Flow:
         """A dense layer; weights (in, out)."""
+        self.check(x, place)
         if len(x.shape) != 1 or weight.ndim != 2 or weight.shape[0] != x.shape[0]:
             self.problems.add(place, f"weights {weight.shape} on an input of the shape {x.shape}")
             return x
@@ -205,6 +219,7 @@ class Builder:
 
     def affine(self, x: Flow, scale: Array, shift: Array, place: str) -> Flow:
         """Per-channel scale and shift (batch normalisation): folded into the layer before it."""
+        self.check(x, place)
         if scale.shape != (x.shape[0],):
             self.problems.add(place, f"{scale.size} channels on an input of the shape {x.shape}")
             return x
@@ -227,6 +242,7 @@ class Builder:
                     place=place,
                 )
             )
+        self.budget.spend(scale.size**2)
         return self.dense(x, np.diag(scale), shift, place)
 
     def joins(self, x: Flow) -> bool:
@@ -238,6 +254,7 @@ class Builder:
 
     def activation(self, x: Flow, ceiling: float | None, place: str) -> Flow:
         """ReLU, or ReLU with a ceiling."""
+        self.check(x, place, padded=True)
         node = self.nodes.get(x.name)
         if node is not None and self.joins(x) and node.operation != "flatten":
             self.nodes[x.name] = replace(node, relu=True, ceiling=ceiling)
@@ -258,17 +275,18 @@ class Builder:
             ceiling=ceiling,
             place=place,
         )
-        return self.put(copy)
+        return replace(self.put(copy), pad=x.pad)
 
     def pool(
         self, x: Flow, kind: str, kernel: Pair, stride: Pair, padding: Sequence[int], place: str
     ) -> Flow:
         """Max or average pooling; `kind` is "max_pool" or "average_pool"."""
+        self.check(x, place)
         if len(x.shape) != 3:
             self.problems.add(place, f"pooling of the shape {x.shape}")
             return x
         size = (x.shape[1], x.shape[2])
-        if any(padding) or x.pad is not None:
+        if any(padding):
             self.problems.add(place, "padded pooling; pool without padding")
         elif stride != kernel and kernel != size:
             self.problems.add(
@@ -280,6 +298,7 @@ class Builder:
 
     def mean(self, x: Flow, place: str, *, keep: bool) -> Flow:
         """The mean over height and width."""
+        self.check(x, place)
         if len(x.shape) != 3:
             self.problems.add(place, f"mean over the shape {x.shape}")
             return x
@@ -290,10 +309,13 @@ class Builder:
 
     def add(self, x: Flow, y: Flow, place: str) -> Flow:
         """A residual addition."""
+        self.check(x, place)
+        self.check(y, place)
         return self.put(Node(self.unique("add"), "add", (x.name, y.name), place=place))
 
     def flatten(self, x: Flow, place: str) -> Flow:
         """An image to a vector."""
+        self.check(x, place)
         if len(x.shape) == 1:
             return x
         y = self.put(Node(self.unique("flatten"), "flatten", (x.name,), place=place))
@@ -317,6 +339,7 @@ class Builder:
 
     def end(self, x: Flow, place: str) -> Flow:
         """A softmax; it must be the last operator."""
+        self.check(x, place)
         if len(x.shape) != 1:
             self.problems.add(place, f"a softmax over the shape {x.shape}")
         self.softmax = True

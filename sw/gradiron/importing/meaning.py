@@ -172,6 +172,66 @@ class Meaning:
         return y
 
 
+class Budget:
+    """Bounds what reading a file costs, whatever the file claims.
+
+    Parameters
+    ----------
+    name : str
+        Of the file, for the message.
+    limit : int
+        Entries that may be read or made in all.
+    """
+
+    def __init__(self, name: str, limit: int) -> None:
+        self.name, self.limit, self.left = name, limit, limit
+
+    def spend(self, count: int) -> int:
+        """Some more entries; returns their number.
+
+        Raises
+        ------
+        ModelError
+            Where it is negative, or the sum too large.
+        """
+        if not 0 <= count <= self.left:
+            raise ModelError(
+                f"{self.name} is damaged or too large: a vector claims {count} entries, where "
+                f"{self.left} of {self.limit} are left for the rest of the file"
+            )
+        self.left -= count
+        return count
+
+
+def check_meaning(meaning: Meaning) -> Meaning:
+    """The meaning itself, if its layers fit each other and all its numbers are finite.
+
+    Raises
+    ------
+    ModelError
+        With every problem.
+    """
+    problems = Problems(meaning.name)
+    for node in meaning.nodes:
+        if min(node.stride) < 1 or min(node.kernel) < (node.operation != "average_pool"):
+            problems.add(
+                node.place, f"kernel {node.kernel} with stride {node.stride}; both are at least 1"
+            )
+        for what, values in (("weight", node.weight), ("bias", node.bias)):
+            if values is not None and not np.isfinite(values).all():
+                problems.add(node.place, f"a {what} is NaN or infinite")
+            if values is not None and not values.size:
+                problems.add(node.place, f"its {what} is empty")
+    problems.check()
+    for name, shape in meaning.shapes.items():
+        if prod(shape) > MAX_ELEMENTS:
+            problems.add(name, f"shape {shape}; a tensor has at most {MAX_ELEMENTS} elements")
+    problems.check()
+    if not any(node.weighted for node in meaning.nodes):
+        raise ModelError(f"{meaning.name} has no layer with weights")
+    return meaning
+
+
 class Problems:
     """Collects everything that is wrong with a file; `check` raises one error with all of it."""
 

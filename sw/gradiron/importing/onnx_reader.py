@@ -27,6 +27,12 @@ KNOWN = (
     "of the input, QuantizeLinear, DequantizeLinear, and Softmax or LogSoftmax at the end"
 )
 MAX_BYTES = 1 << 28
+BROADCAST = {"Add", "Div", "Mul", "Pow", "Sub"}
+FOLDED = BROADCAST | {
+    *("Cast", "Concat", "Constant", "Flatten", "Gather", "Identity", "Neg", "QuantizeLinear"),
+    *("ReduceProd", "Reshape", "Shape", "Slice", "Sqrt", "Squeeze", "Transpose", "Unsqueeze"),
+}
+"""Operators on constants that are computed: the sizes of their results are known before."""
 
 
 def read_onnx(path: str | Path) -> Meaning:
@@ -60,8 +66,9 @@ def parse_onnx(content: bytes, name: str = "model") -> Meaning:
         model = onnx.load_model_from_string(content)
     except Exception as error:  # protobuf raises classes of its own
         raise ModelError(f"{name} is not an ONNX file, or damaged: {error}") from error
-    if not model.graph.node:
-        raise ModelError(f"{name} is not an ONNX file, or damaged: it has no operators")
+    if not model.graph.node or not model.opset_import:
+        missing = "version of its operators" if model.graph.node else "operators"
+        raise ModelError(f"{name} is not an ONNX file, or damaged: it has no {missing}")
     try:
         return _Reader(onnx, model, name).read()
     except ModelError:
@@ -70,6 +77,15 @@ def parse_onnx(content: bytes, name: str = "model") -> Meaning:
         raise ModelError(
             f"{name} is damaged: {type(error).__name__}: {error}; export it again"
         ) from error
+
+
+def _folded_size(kind: str, given: list[Array]) -> int:
+    """At most how many entries an operator on constants makes."""
+    if kind in BROADCAST:
+        return prod(np.broadcast_shapes(*(v.shape for v in given)))
+    if kind == "Gather":
+        return prod(v.size for v in given)
+    return sum(v.size for v in given)
 
 
 class _Reader:
@@ -192,19 +208,20 @@ class _Reader:
         """An operator on constants alone: computed by the reference implementation of ONNX."""
         if any(name and name not in self.constants for name in node.input):
             return False
-        if node.op_type in ("Loop", "Scan", "If", "SequenceMap"):
+        given = [self.constants[name] for name in node.input if name]
+        if node.op_type not in FOLDED or node.domain not in ("", "ai.onnx"):
             return False
         try:
+            self.build.budget.spend(_folded_size(node.op_type, given))
             reference: Any = import_module("onnx.reference")
             found: Any = reference.ReferenceEvaluator(node).run(
                 None, {name: self.constants[name] for name in node.input if name}
             )
+        except ModelError:
+            raise
         except Exception:
             return False
-        values = list(found)
-        if any(np.size(v) > MAX_ELEMENTS for v in values):
-            return False
-        self.constants.update(zip(node.output, map(np.asarray, values), strict=False))
+        self.constants.update(zip(node.output, map(np.asarray, found), strict=False))
         return True
 
     def constant(self, node: Any, index: int, place: str) -> Array | None:
@@ -286,6 +303,11 @@ class _Reader:
         if len(flows) == 1 and len(constants) == 1:
             x, shift = flows[0], constants[0].reshape(-1)
             channels = x.shape[0]
+            shape = constants[0].shape
+            if len(x.shape) == 3 and shift.size > 1 and (shape[-2:] != (1, 1) or len(shape) < 3):
+                self.build.problems.add(
+                    place, f"a constant of the shape {shape}; only (C, 1, 1): one by channel"
+                )
             if shift.size == 1:
                 shift = np.full(channels, shift[0])
             return self.build.affine(x, np.ones(channels), shift, place)
@@ -325,6 +347,8 @@ class _Reader:
         strides = [int(s) for s in a.get("strides", [1, 1])]
         if a.get("ceil_mode", 0):
             self.build.problems.add(place, "ceil_mode; only whole windows can be mapped")
+        if any(int(d) > 1 for d in a.get("dilations", [])):
+            self.build.problems.add(place, "dilated pooling")
         padding = self.padding(a, x, kernel, strides, place)
         return self.build.pool(
             x,
@@ -391,6 +415,7 @@ class _Reader:
             value = self.constant(node, 2, place)
         zero = value is None or not np.asarray(value).any()
         mode = a.get("mode", b"constant").decode()
+        self.build.check(x, place)
         rest = amounts[:2] + amounts[4:6]
         if len(amounts) != 8 or any(rest) or min(amounts) < 0 or not zero or mode != "constant":
             self.build.problems.add(place, f"padding {amounts}; only zeros around images")
@@ -471,6 +496,7 @@ class _Reader:
             shape = [1] * values.ndim
             if scale.size > 1:
                 shape[axis] = scale.size
+            self.build.budget.spend(values.size)
             real = (values - zero.astype(np.float64).reshape(shape)) * scale.reshape(shape)
             self.constants[node.output[0]] = real.astype(np.float32)
             return None

@@ -19,7 +19,8 @@ from gradiron.importing.meaning import Meaning
 
 KNOWN = (
     "Conv2d, Linear, BatchNorm, ReLU, ReLU6, Hardtanh(0, c), MaxPool2d, AvgPool2d, "
-    "AdaptiveAvgPool2d(1), mean over the image, addition, flatten, Dropout, Softmax at the end"
+    "AdaptiveAvgPool2d(1), mean over the image, addition, flatten, "
+    "ZeroPad2d before a convolution, Dropout, Softmax at the end"
 )
 _SAME = {"dropout", "alias", "contiguous", "clone", "detach", "detach_", "feature_dropout", "to"}
 
@@ -30,7 +31,7 @@ def read_module(module: Any, sample_shape: tuple[int, ...], name: str = "") -> M
     Parameters
     ----------
     module : torch.nn.Module
-        Its own mode (training or evaluation) is restored.
+        Its mode (training or evaluation), and that of all its parts, is restored.
     sample_shape : tuple of int
         Shape of one input without the batch: (C, H, W) or (features,).
     name : str
@@ -48,7 +49,12 @@ def read_module(module: Any, sample_shape: tuple[int, ...], name: str = "") -> M
     except ImportError as error:
         raise MissingExtraError("torch", "torch", "reading PyTorch modules") from error
     name = name or type(module).__name__
-    training = module.training
+    if not isinstance(module, torch.nn.Module):
+        raise ModelError(
+            f"{name}: a torch.nn.Module is needed, not a {type(module).__name__}; build the module "
+            "and load its state before"
+        )
+    training = {part: part.training for part in module.modules()}
     parameter = next(iter(module.parameters()), None)
     dtype = parameter.dtype if parameter is not None else torch.float32
     try:
@@ -61,7 +67,8 @@ def read_module(module: Any, sample_shape: tuple[int, ...], name: str = "") -> M
             f"{', '.join(map(str, sample_shape))}): {type(error).__name__}: {error}"
         ) from error
     finally:
-        module.train(training)
+        for part, mode in training.items():
+            part.training = mode
     return _Reader(exported, name, module).read(sample_shape)
 
 
@@ -233,6 +240,12 @@ class _Reader:
         del options
         kernel = self.pair(args[1], 1)
         stride = self.pair(args[2] if len(args) > 2 else None, 0)
+        rest = args[4:] + [None] * 3
+        dilation = self.pair(rest.pop(0), 1) if kind == "max_pool" else (1, 1)
+        if dilation != (1, 1) or rest[0]:
+            self.build.problems.add(place, "dilation or ceil_mode; only whole, undilated windows")
+        if kind == "average_pool" and rest[2] is not None:
+            self.build.problems.add(place, f"divisor_override {rest[2]}")
         padding = self.pair(args[3] if len(args) > 3 else None, 0)
         return self.build.pool(
             x, kind, kernel, kernel if stride == (0, 0) else stride, padding, place
@@ -282,6 +295,9 @@ class _Reader:
     def op_flatten(self, x: Flow, args: list[Any], options: dict[str, Any], place: str) -> Flow:
         del options
         start = int(args[1]) if len(args) > 1 else 0
+        end = int(args[2]) if len(args) > 2 else -1
+        if end not in (-1, len(x.shape)):
+            self.build.problems.add(place, f"flatten up to axis {end}; only of all but the batch")
         if start != 1:
             self.build.problems.add(place, f"flatten from axis {start}; only from axis 1")
             return x
@@ -297,6 +313,19 @@ class _Reader:
 
     op_reshape = op_view
     op__unsafe_view = op_view
+
+    def op_pad(self, x: Flow, args: list[Any], options: dict[str, Any], place: str) -> Flow:
+        amounts = [int(n) for n in args[1]]
+        mode = args[2] if len(args) > 2 else options.get("mode", "constant")
+        value = args[3] if len(args) > 3 else options.get("value")
+        fits = len(x.shape) == 3 and x.pad is None and len(amounts) in (2, 4)
+        if not fits or min(amounts) < 0 or mode != "constant" or value:
+            self.build.problems.add(place, f"padding {amounts}; only zeros around images")
+            return x
+        columns, rows = amounts[:2], amounts[2:] or [0, 0]
+        return Flow(x.name, x.shape, x.image, ((rows[0], rows[1]), (columns[0], columns[1])))
+
+    op_constant_pad_nd = op_pad
 
     def op_squeeze(self, x: Flow, args: list[Any], options: dict[str, Any], place: str) -> Flow:
         del args, options

@@ -21,15 +21,19 @@ from gradiron.errors import MissingExtraError, ModelError
 from gradiron.importing.meaning import (
     INPUT,
     MAX_ELEMENTS,
+    Budget,
     Meaning,
     Node,
     Padding,
     Problems,
     Quantisation,
+    check_meaning,
     without_dead_ends,
 )
 
 MAGIC = b"TFL3"
+SHARED = 4
+"""How often, on average, every byte of a file may be read."""
 
 Unknown = Any
 
@@ -119,6 +123,8 @@ class _Reader:
         self.name = name
         self.model = schema.Model.GetRootAsModel(content, 0)
         self.problems = Problems(name)
+        # Vectors may be shared, but not so often that reading takes long.
+        self.budget = Budget(name, SHARED * len(content))
         self.operators = _names(schema.BuiltinOperator)
         self.kinds = _names(schema.TensorType)
         self.nodes: dict[str, Node] = {}
@@ -128,10 +134,8 @@ class _Reader:
         """Results of PAD: the padded tensor, and rows and columns added."""
 
     def length(self, count: int) -> int:
-        """A vector's length, held against the file's size."""
-        if not 0 <= count <= len(self.content):
-            raise ModelError(f"{self.name} is damaged: a vector claims {count} entries")
-        return count
+        """A vector's length; all of them together are held against the file's size."""
+        return self.budget.spend(count)
 
     def read(self) -> Meaning:
         model = self.model
@@ -152,6 +156,14 @@ class _Reader:
                 "one of each can be imported"
             )
         given = self.tensors[self.index(inputs[0])]
+        table = graph.Tensors(given.index)
+        count = self.length(table.ShapeSignatureLength())
+        free = [int(table.ShapeSignature(i)) for i in range(count)]
+        if min(free[1:], default=0) < 0:
+            self.problems.add(
+                f"input {given.name!r}",
+                f"shape {tuple(free)} (-1: not fixed); all sizes but the batch must be fixed",
+            )
         result = self.tensors[self.index(outputs[0])]
         quantisation = self.interface(given, "input")
         shape = given.shape[1:] if len(given.shape) > 1 else given.shape
@@ -179,6 +191,8 @@ class _Reader:
                     self.sources.setdefault(int(operator.Outputs(k)), "")
         if not self.problems.found and result.index not in self.sources:
             self.problems.add(f"output {result.name!r}", "no operator computes it")
+        if result.index in self.pads:
+            self.problems.add(f"output {result.name!r}", "a PAD at the end")
         self.problems.check()
         last = self.sources[result.index]
         meaning = Meaning(
@@ -192,9 +206,7 @@ class _Reader:
             source=self.content,
         )
         self.problems.check()
-        if not meaning.nodes or not any(node.weighted for node in meaning.nodes):
-            raise ModelError(f"{self.name} has no layer with weights")
-        return meaning
+        return check_meaning(meaning)
 
     # --- tables --------------------------------------------------------------------------------
 
@@ -211,12 +223,10 @@ class _Reader:
         found = _Tensor(index, name or f"tensor {index}", shape, int(table.Type()))
         q = table.Quantization()
         if q is not None:
-            self.length(q.ScaleLength())
-            self.length(q.ZeroPointLength())
-            found.scale = np.array([q.Scale(i) for i in range(q.ScaleLength())], np.float32)
-            found.zero_point = np.array(
-                [q.ZeroPoint(i) for i in range(q.ZeroPointLength())], np.int64
-            )
+            if self.length(q.ScaleLength()):
+                found.scale = np.array(q.ScaleAsNumpy(), np.float32)
+            if self.length(q.ZeroPointLength()):
+                found.zero_point = np.array(q.ZeroPointAsNumpy(), np.int64)
             found.axis = int(q.QuantizedDimension())
             if found.zero_point.size != found.scale.size:
                 found.zero_point = np.resize(found.zero_point, found.scale.size)
@@ -317,6 +327,8 @@ class _Reader:
             what = "a missing tensor" if tensor is None else f"{tensor.name!r}"
             self.problems.add(place, f"its input {what} is computed by no earlier operator")
             return ""
+        if tensor.index in self.pads:
+            self.problems.add(place, "padding before it; only convolutions take a PAD in")
         return self.sources[tensor.index]
 
     def options(self, operator: Unknown, name: str) -> Unknown:
@@ -382,6 +394,7 @@ class _Reader:
             )
             return False
         w = weight.real()
+        self.length(w.size)
         padding: Padding = "valid"
         kernel = stride = (1, 1)
         if kind == "dense":
@@ -424,6 +437,9 @@ class _Reader:
         bias = np.zeros(w.shape[-1], np.float32)
         if bias_tensor is not None:
             bias = bias_tensor.real().reshape(-1)
+            if not bias_tensor.scale.size and bias_tensor.data is not None:
+                # Some writers leave the scale of biases out: it is that of the products.
+                bias = np.asarray(bias * (x.scale[:1] * weight.scale), np.float32).reshape(-1)
             if bias.shape != (w.shape[-1],):
                 self.problems.add(place, f"{bias.size} biases for {w.shape[-1]} outputs")
                 return False
