@@ -109,6 +109,25 @@ def test_keyword_spotting_on_perturbed_inputs(keywords: Keywords, data_folder: P
     assert relative(y, wanted) <= 0.03
 
 
+def mixtures(inputs: Int8, count: int, seed: int) -> Int8:
+    """Of two inputs, without noise."""
+    rng = np.random.default_rng(seed)
+    first, second = (inputs[rng.integers(0, len(inputs), count)].astype(float) for _ in range(2))
+    share = rng.uniform(0, 1, (count, 1, 1, 1))
+    return np.rint((1 - share) * first + share * second).astype(np.int8)
+
+
+@pytest.mark.long
+def test_keyword_spotting_on_clean_mixtures(keywords: Keywords, data_folder: Path) -> None:
+    """They need samples of their kind: calibrated on noisy ones alone, the error is .06."""
+    some = [keywords.perturbed(50, 7), mixtures(keywords.inputs, 50, 8)]
+    c = convert(keywords.meaning, np.concatenate(some))
+    x = mixtures(keywords.inputs, 400, 12)
+    y, wanted = run_integers(c, c.quantise(x)), keywords.meaning.run(real(keywords.meaning, x))
+    assert (y.argmax(axis=1) == wanted.argmax(axis=1)).mean() >= 0.95
+    assert relative(y, wanted) <= 0.04
+
+
 def test_keyword_spotting_on_the_golden_device(keywords: Keywords, data_folder: Path) -> None:
     c = keywords.conversion
     x = np.concatenate([keywords.inputs, keywords.perturbed(50, 3)])
