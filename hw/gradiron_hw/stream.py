@@ -26,6 +26,7 @@ memory. Offsets are kept in units of a memory lane, as all of them are multiples
 from __future__ import annotations
 
 from enum import IntEnum
+from typing import Any
 
 from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value, signed, unsigned
 from amaranth.lib import data, wiring
@@ -710,12 +711,12 @@ class Stream(wiring.Component):
             byte = self.b.data[8 * lane : 8 * lane + 8]
             one = Cat(m_unit[lane], Const(0, 7))
             m.d.comb += b_word[8 * lane : 8 * lane + 8].eq(Mux(m_b_mask[lane], byte, 0) | one)
-        stage: list[tuple[Value, Value]] = [
+        stage: list[tuple[Any, Value]] = [
             (self.x, x_word),
             (self.b_word, b_word),
             (self.load, m_b),
             (self.take, m_take),
-            (self.tag, m_tag),
+            (self.tag, m_tag.as_value()),
         ]
         flags = [n_tag.valid, n_take, q_tag.valid, q_take, m_tag.valid, m_take]
         others = [n_a, n_b, q_a, q_b, m_b]
