@@ -49,7 +49,7 @@ def trained(program: Program, graph: Graph, steps: int) -> State:
         part = slice(step * batch, (step + 1) * batch)
         rows = x[part].reshape(tensor.shape)
         padded = np.zeros((len(rows), tensor.pitch or rows.shape[1]), np.int8)
-        padded[:, : rows.shape[1]] = rows
+        padded[:, tensor.lead : tensor.lead + rows.shape[1]] = rows
         device.write_memory(program.plan.address(INPUT), padded.tobytes())
         device.write_memory(program.plan.address(LABELS), labels[part].astype(np.uint8).tobytes())
         device.run(program.entries[TRAIN])
