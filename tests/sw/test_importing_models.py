@@ -17,7 +17,7 @@ from gradiron.errors import DataError, ModelError
 from gradiron.golden.device import GoldenDevice
 from gradiron.importing.conversion import Conversion, convert, input_range
 from gradiron.importing.mapping import to_graph, to_state
-from gradiron.importing.meaning import Meaning, Node
+from gradiron.importing.meaning import Meaning, Node, check_meaning, fusion
 from gradiron.importing.simulate import run_integers
 from gradiron.importing.tflite import parse_tflite, read_tflite
 from gradiron.train import Trainer
@@ -256,6 +256,73 @@ def test_a_network_with_every_layer_on_the_golden_device() -> None:
     y = run_integers(c, c.quantise(x[60:]))
     np.testing.assert_array_equal(found, y.argmax(axis=1))
     assert relative(y, meaning.run(real(meaning, x[60:]))) < 0.06
+
+
+def images(*nodes: Node) -> Meaning:
+    """Nodes on images of 8 x 8 x 2; six channels of 4 x 4 then go into a dense layer."""
+    rng = np.random.default_rng(3)
+    tail = (
+        Node("f", "flatten", (nodes[-1].name,)),
+        Node("d", "dense", ("f",), *normals(rng, (96, 5), (5,))),
+    )
+    return Meaning("images", "test", (8, 8, 2), (*nodes, *tail))
+
+
+def normals(rng: Any, *shapes: tuple[int, ...]) -> list[Any]:
+    return [(rng.normal(size=shape) * 0.3).astype(np.float32) for shape in shapes]
+
+
+def conv(name: str, source: str, channels: int, **options: Any) -> Node:
+    rng = np.random.default_rng(len(name))
+    weights = normals(rng, (3, 3, channels, 6), (6,))
+    return Node(name, "conv", (source,), *weights, kernel=(3, 3), padding="same", **options)
+
+
+def close_on_the_golden_device(meaning: Meaning) -> None:
+    """Integers against the meaning, and the device against the integers."""
+    x = np.random.default_rng(4).normal(size=(120, *meaning.input_shape))
+    c = convert(meaning, x[:60])
+    y = run_integers(c, c.quantise(x[60:]))
+    assert relative(y, meaning.run(x[60:])) < 0.1
+    assert fusion(meaning.nodes) == to_graph(c).fusion
+    graph = to_graph(c)
+    state = to_state(c, graph, c.quantise(x[:60]))
+    device = Trainer(GoldenDevice(CONFIG), compile_graph(graph, CONFIG, 4), state, seed=1)
+    np.testing.assert_array_equal(device.predict(c.quantise(x[60:])), y.argmax(axis=1))
+
+
+@pytest.mark.parametrize("ceiling", [None, 0.8])
+def test_a_relu_behind_the_largest_stands_before_it(ceiling: float | None) -> None:
+    window = {"kernel": (2, 2), "stride": (2, 2)}
+    pool = Node("p", "max_pool", ("c",), relu=True, ceiling=ceiling, **window)
+    given = images(conv("c", "input", 2), pool)
+    meaning = check_meaning(given)
+    assert [n.relu for n in meaning.nodes] == [True, False, False, False]
+    x = np.random.default_rng(0).normal(size=(9, 8, 8, 2))
+    np.testing.assert_allclose(meaning.run(x), given.run(x), rtol=1e-9)
+    close_on_the_golden_device(meaning)
+
+
+def test_a_relu_behind_a_mean_is_refused() -> None:
+    window = {"kernel": (2, 2), "stride": (2, 2)}
+    pool = Node("p", "average_pool", ("c",), relu=True, place="operator 1", **window)
+    with pytest.raises(ModelError, match="operator 1: a ReLU behind pooling"):
+        check_meaning(images(conv("c", "input", 2), pool))
+    same = check_meaning(images(conv("c", "input", 2, relu=True), pool))
+    assert not same.nodes[1].relu
+
+
+@pytest.mark.parametrize("relu", [False, True])
+def test_a_sum_joins_an_addition_whatever_comes_first(relu: bool) -> None:
+    """The layer that takes the addition may stand before the value that it adds."""
+    meaning = images(
+        conv("a", "input", 2),
+        conv("bb", "input", 2, relu=relu),
+        Node("s", "add", ("a", "bb"), relu=True),
+        Node("p", "max_pool", ("s",), kernel=(2, 2), stride=(2, 2)),
+    )
+    assert fusion(meaning.nodes) == ({"a": "s"} if relu else {"bb": "s"})
+    close_on_the_golden_device(meaning)
 
 
 def dense_network(weight: Real, bias: Real) -> Meaning:

@@ -164,6 +164,7 @@ def test_multilayer_perceptron_with_batch_norm() -> None:
         ([nn.Conv2d(2, 4, 3, padding="same"), nn.Hardtanh(0, 2)], (2, 6, 7)),
         ([nn.Conv2d(2, 4, (3, 1), stride=(1, 2), padding=(1, 0))], (2, 6, 7)),
         ([nn.Conv2d(2, 4, 1), nn.AvgPool2d(2)], (2, 6, 8)),
+        ([nn.Conv2d(2, 4, 1), nn.MaxPool2d(2), nn.ReLU()], (2, 6, 8)),
         ([nn.Conv2d(2, 4, 1), nn.AvgPool2d((2, 3))], (2, 6, 9)),
         ([nn.Conv2d(2, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()], (2, 5, 7)),
         ([nn.Conv2d(2, 4, 1), nn.AdaptiveAvgPool2d((2, 3))], (2, 6, 9)),

@@ -1,1 +1,4 @@
-"""Models of others: read into one meaning in real numbers, converted to integers, written back."""
+"""Models of others, read into one meaning in real numbers and converted to the machine's integers.
+
+Experimental: groundwork without a public interface. Names in here change without notice.
+"""

@@ -88,7 +88,6 @@ class Builder:
         *,
         input: Quantisation | None = None,
         output: Quantisation | None = None,
-        source: Any = None,
     ) -> Meaning:
         """The finished meaning.
 
@@ -108,8 +107,6 @@ class Builder:
             softmax=self.softmax,
             input=input,
             output=output,
-            channels_first=True,
-            source=source,
         )
         return check_meaning(meaning)
 

@@ -11,10 +11,11 @@ from gradiron.arch.numerics import MASTER_FRACTION
 from gradiron.errors import ModelError
 from gradiron.graph import Graph
 from gradiron.importing.conversion import Conversion, ConvertedLayer
+from gradiron.importing.simulate import run_integers
 from gradiron.model import LayerParameters, State, calibrate
 from gradiron.operations import Layer
+from gradiron.operations.losses import SOFTMAX, SQUARED_ERROR
 
-SOFTMAX, SQUARED_ERROR = "softmax_cross_entropy", "squared_error"
 POOLS = ("max_pool", "average_pool")
 INPUT_EXPONENT = 0
 """Stored inputs are integers; their scale is in the first layer's weights."""
@@ -95,8 +96,6 @@ def to_state(
     target_exponent : int
         Of targets, and so of the outputs of a network that learns by squared error.
     """
-    from gradiron.importing.simulate import run_integers
-
     parameters = to_parameters(conversion)
     if y is None:
         logits = run_integers(conversion, x)

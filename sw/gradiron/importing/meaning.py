@@ -8,7 +8,7 @@ convolution [ky][kx][cin][cout], depthwise [ky][kx][c], dense [in][out].
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
 
@@ -93,10 +93,6 @@ class Meaning:
         Whether the file ends in one.
     input, output : Quantisation or None
         None where the file works with floats.
-    channels_first : bool
-        Whether the user's inputs are (C, H, W), as in PyTorch and ONNX.
-    source : Any
-        What the exporter needs to write the same file again.
     pads : dict of int by node
         What padding reads where it is not zero: the zero point, where inputs are stored integers.
     """
@@ -108,8 +104,6 @@ class Meaning:
     softmax: bool = False
     input: Quantisation | None = None
     output: Quantisation | None = None
-    channels_first: bool = False
-    source: Any = field(default=None, repr=False, compare=False)
     pads: dict[str, int] = field(default_factory=dict[str, int])
 
     @property
@@ -135,10 +129,6 @@ class Meaning:
                 break
         problems.check()
         return shapes
-
-    def windows(self, node: Node, shape: Shape) -> reals.Window:
-        """The windows of a node on its input."""
-        return node_windows(node, shape)
 
     def run(
         self,
@@ -204,7 +194,9 @@ class Budget:
 
 
 def check_meaning(meaning: Meaning) -> Meaning:
-    """The meaning itself, if its layers fit each other and all its numbers are finite.
+    """The meaning, if its layers fit each other and all its numbers are finite.
+
+    Activations behind pooling stand before it in what is returned.
 
     Raises
     ------
@@ -212,6 +204,7 @@ def check_meaning(meaning: Meaning) -> Meaning:
         With every problem.
     """
     problems = Problems(meaning.name)
+    meaning = replace(meaning, nodes=_activations_first(meaning.nodes, problems))
     for node in meaning.nodes:
         if min(node.stride) < 1 or min(node.kernel) < (node.operation != "average_pool"):
             problems.add(
@@ -230,6 +223,32 @@ def check_meaning(meaning: Meaning) -> Meaning:
     if not any(node.weighted for node in meaning.nodes):
         raise ModelError(f"{meaning.name} has no layer with weights")
     return meaning
+
+
+def _activations_first(nodes: Iterable[Node], problems: Problems) -> tuple[Node, ...]:
+    """The nodes, with no activation behind pooling: machines have it before.
+
+    The largest of activated values is the activated largest; of a mean that is not so.
+    """
+    found = {node.name: node for node in nodes}
+    for node in reversed(found.values()):
+        if node.operation not in ("max_pool", "average_pool") or not node.relu:
+            continue
+        source = found.get(node.inputs[0])
+        alone = sum(node.inputs[0] in other.inputs for other in found.values()) == 1
+        if source is not None and source.relu and node.ceiling in (None, source.ceiling):
+            pass  # it has that already
+        elif (
+            source is not None and node.operation == "max_pool" and alone and source.ceiling is None
+        ):
+            found[source.name] = replace(source, relu=True, ceiling=node.ceiling)
+        else:
+            problems.add(
+                node.place,
+                "a ReLU behind pooling, which cannot stand before it; put it into the layer before",
+            )
+        found[node.name] = replace(found[node.name], relu=False, ceiling=None)
+    return tuple(found.values())
 
 
 class Problems:
@@ -361,6 +380,28 @@ def softmax(logits: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.floating[An
     """Softmax over the last axis."""
     e = np.exp(logits - logits.max(axis=-1, keepdims=True))
     return e / e.sum(axis=-1, keepdims=True)
+
+
+def fusion(nodes: Iterable[Node]) -> dict[str, str]:
+    """Layers whose sums join an addition before they are rounded: the rule of `Graph.fusion`."""
+    nodes = tuple(nodes)
+    order = {node.name: index for index, node in enumerate(nodes)}
+    by_name = {node.name: node for node in nodes}
+    found: dict[str, str] = {}
+    for add in nodes:
+        if add.operation != "add":
+            continue
+        names = [
+            name
+            for name in add.inputs
+            if name in by_name
+            and by_name[name].weighted
+            and not by_name[name].relu
+            and [node.name for node in nodes if name in node.inputs] == [add.name]
+        ]
+        if names:
+            found[max(names, key=lambda name: order[name])] = add.name
+    return found
 
 
 def without_dead_ends(nodes: Iterable[Node], output: str) -> tuple[Node, ...]:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from gradiron.errors import MissingExtraError, ModelError
 from gradiron.importing.builder import Builder, Flow
-from gradiron.importing.meaning import MAX_ELEMENTS, Meaning, Quantisation
+from gradiron.importing.meaning import INPUT, MAX_ELEMENTS, Meaning, Quantisation
 
 Array = npt.NDArray[Any]
 
@@ -143,7 +143,6 @@ class _Reader:
             result,
             input=self.grids.get(given.name),
             output=self.grids.get(graph.output[0].name),
-            source=self.model,
         )
 
     def tensor(self, proto: Any) -> Array:
@@ -235,13 +234,13 @@ class _Reader:
         return self.constants[name]
 
     def op_constant(self, node: Any, attributes: dict[str, Any], place: str) -> None:
+        del place
         value = attributes.get("value")
         if value is None:
             value = next(iter(attributes.values()), None)
             self.constants[node.output[0]] = np.asarray(value)
         else:
             self.constants[node.output[0]] = self.tensor(value)
-        del place
 
     def op_conv(self, node: Any, a: dict[str, Any], place: str) -> Flow:
         x = self.flows[node.input[0]]
@@ -459,6 +458,7 @@ class _Reader:
         return scale, np.zeros_like(scale) if zero is None else zero
 
     def op_quantizelinear(self, node: Any, a: dict[str, Any], place: str) -> Flow | None:
+        del a
         found = self.grid(node, place)
         if node.input[0] in self.constants:
             self.fold(node)
@@ -466,7 +466,6 @@ class _Reader:
         flow = self.flows.get(node.input[0])
         if flow is None or found is None:
             return flow
-        del a
         if found[0].size == 1:
             kind = found[1].dtype == np.uint8
             self.grids[node.output[0]] = Quantisation(
@@ -501,7 +500,7 @@ class _Reader:
             self.constants[node.output[0]] = real.astype(np.float32)
             return None
         flow = self.flows.get(node.input[0])
-        if flow is not None and flow.name == "input" and scale.size == 1:
+        if flow is not None and flow.name == INPUT and scale.size == 1:
             self.grids.setdefault(
                 node.input[0],
                 Quantisation(

@@ -69,14 +69,14 @@ def read_module(module: Any, sample_shape: tuple[int, ...], name: str = "") -> M
     finally:
         for part, mode in training.items():
             part.training = mode
-    return _Reader(exported, name, module).read(sample_shape)
+    return _Reader(exported, name).read(sample_shape)
 
 
 class _Reader:
     """One exported program."""
 
-    def __init__(self, exported: Any, name: str, module: Any) -> None:
-        self.exported, self.module = exported, module
+    def __init__(self, exported: Any, name: str) -> None:
+        self.exported = exported
         self.build = Builder(name, "torch")
         self.values: dict[str, Any] = {}
 
@@ -106,7 +106,7 @@ class _Reader:
         self.build.problems.check()
         if result is None:
             raise ModelError(f"{self.build.name}: the output does not depend on the input")
-        return self.build.finish(result, source=self.module)
+        return self.build.finish(result)
 
     def constants(self) -> dict[str, npt.NDArray[Any]]:
         """Parameters and buffers by the name of their placeholder."""

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gradiron import reals
-from gradiron.importing.meaning import INPUT, Meaning, Node, node_windows
+from gradiron.importing.meaning import INPUT, Meaning, Node, activate, node_windows
 
 Real = npt.NDArray[np.floating[Any]]
 
@@ -30,7 +30,9 @@ ADAM_RATE = 0.05
 FRACTIONS = 16
 """Steps of a factor of two in which a whole tensor's scale is tried."""
 FEEDBACK = 0.1
-"""What rounding with error feedback leaves of the error of independent rounding."""
+"""What rounding with error feedback leaves of the error of independent rounding: a guess that only
+weighs weights against values. From 0.03 to 1 the error of the two models of `docs/importing.md`
+stays between .027 and .030, and .023 and .028."""
 LN2 = float(np.log(2.0))
 TINY = 1e-12
 
@@ -133,8 +135,6 @@ def measure(meaning: Meaning, x: Real, portion: int = 64) -> dict[str, Statistic
     x : (N, ...) float array
         As `Meaning.run` takes it.
     """
-    from gradiron.importing.meaning import activate
-
     shapes = meaning.shapes
     found = {
         name: Statistics(np.zeros(shape[-1]), np.zeros(shape[-1])) for name, shape in shapes.items()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from gradiron import reals
 from gradiron.arch import numerics
 from gradiron.arch.numerics import BIAS_EXPONENT, LOGIT_EXPONENT
 from gradiron.importing.conversion import Conversion, ConvertedLayer
-from gradiron.importing.meaning import INPUT, compute, node_windows
+from gradiron.importing.meaning import INPUT, compute, fusion, node_windows
 
 Int64 = npt.NDArray[np.int64]
 
@@ -28,7 +29,7 @@ def _run(conversion: Conversion, x8: npt.NDArray[np.int8]) -> npt.NDArray[np.flo
     values: dict[str, tuple[Int64, int]] = {INPUT: (x8.astype(np.int64), 0)}
     sums: dict[str, tuple[Int64, int]] = {}
     last = conversion.layers[-1].node.name
-    fused = _fused(conversion)
+    fused = fusion(layer.node for layer in conversion.layers)
     for layer in conversion.layers:
         node = layer.node
         if layer.weight is not None:
@@ -59,34 +60,7 @@ def _run(conversion: Conversion, x8: npt.NDArray[np.int8]) -> npt.NDArray[np.flo
     raise AssertionError("a network ends in a layer with weights")
 
 
-def _fused(conversion: Conversion) -> set[str]:
-    """Convolutions whose accumulators take an addition."""
-    order = [layer.node.name for layer in conversion.layers]
-    uses: dict[str, int] = {}
-    for layer in conversion.layers:
-        for name in layer.node.inputs:
-            uses[name] = uses.get(name, 0) + 1
-    by_name = {layer.node.name: layer for layer in conversion.layers}
-    found: set[str] = set()
-    for layer in conversion.layers:
-        if layer.node.operation != "add":
-            continue
-        candidates = [
-            name
-            for name in layer.node.inputs
-            if name in by_name
-            and by_name[name].weight is not None
-            and not by_name[name].node.relu
-            and uses[name] == 1
-        ]
-        if candidates:
-            found.add(max(candidates, key=order.index))
-    return found
-
-
 def _accumulate(layer: ConvertedLayer, x: Int64, ex: int) -> tuple[Int64, int]:
-    from dataclasses import replace
-
     assert layer.weight is not None
     assert layer.bias is not None
     node = replace(

@@ -9,6 +9,7 @@ Ref: tensorflow/lite/schema/schema.fbs; TensorFlow Lite 8-bit quantisation speci
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib import import_module
 from math import prod
 from pathlib import Path
@@ -55,9 +56,10 @@ def read_tflite(path: str | Path) -> Meaning:
     Raises
     ------
     ModelError
-        For anything that is not a full-integer model of known operators: all problems at once.
-    DataError, OSError
-        Where the file cannot be read.
+        For a file that cannot be read, and for anything that is not a full-integer model of known
+        operators: all problems at once.
+    MissingExtraError
+        Without the `tflite` package.
     """
     path = Path(path)
     try:
@@ -203,7 +205,6 @@ class _Reader:
             softmax=softmax,
             input=quantisation,
             output=self.interface(result, "output"),
-            source=self.content,
         )
         self.problems.check()
         return check_meaning(meaning)
@@ -366,8 +367,7 @@ class _Reader:
         self.nodes[node.name] = node
         self.sources[out.index] = node.name
 
-    def unique(self, out: _Tensor, kind: str) -> str:
-        del out
+    def unique(self, kind: str) -> str:
         return f"{kind}{sum(node.operation == kind for node in self.nodes.values()) + 1}"
 
     def weighted(
@@ -445,11 +445,11 @@ class _Reader:
                 return False
         source = self.source(x, place)
         if kind == "dense" and len(x.shape) > 2:
-            source = self.flatten(x, source, place)
+            source = self.flatten(source, place)
         self.put(
             out,
             Node(
-                self.unique(out, kind),
+                self.unique(kind),
                 kind,
                 (source,),
                 w,
@@ -464,8 +464,8 @@ class _Reader:
         )
         return False
 
-    def flatten(self, x: _Tensor, source: str, place: str) -> str:
-        name = self.unique(x, "flatten")
+    def flatten(self, source: str, place: str) -> str:
+        name = self.unique("flatten")
         self.nodes[name] = Node(name, "flatten", (source,), place=place)
         return name
 
@@ -505,7 +505,7 @@ class _Reader:
         self.put(
             out,
             Node(
-                self.unique(out, kind),
+                self.unique(kind),
                 kind,
                 (source,),
                 kernel=kernel,
@@ -537,11 +537,11 @@ class _Reader:
         if len(x.shape) != 4 or chosen != {1, 2}:
             self.problems.add(p, f"mean over the axes {sorted(chosen)}; only over height and width")
             return False
-        name = self.unique(out, "average_pool")
+        name = self.unique("average_pool")
         pooled = Node(name, "average_pool", (self.source(x, p),), kernel=(0, 0), place=p)
         self.put(out, pooled)
         if len(out.shape) == 2:
-            self.sources[out.index] = self.flatten(out, name, p)
+            self.sources[out.index] = self.flatten(name, p)
         return False
 
     def op_add(
@@ -556,7 +556,7 @@ class _Reader:
         names = (self.source(t[0], p), self.source(t[1], p))
         self.put(
             out,
-            Node(self.unique(out, "add"), "add", names, relu=relu, ceiling=ceiling, place=p),
+            Node(self.unique("add"), "add", names, relu=relu, ceiling=ceiling, place=p),
         )
         return False
 
@@ -576,8 +576,6 @@ class _Reader:
 
     def rectify(self, t: list[_Tensor | None], out: _Tensor, p: str, ceiling: float | None) -> bool:
         """A ReLU of its own joins the operator before it."""
-        from dataclasses import replace
-
         name = self.source(t[0], p)
         node = self.nodes.get(name)
         uses = sum(name in other.inputs for other in self.nodes.values())
@@ -614,7 +612,7 @@ class _Reader:
                 p, f"the input is reshaped from {x.shape} to {out.shape}; give it as an image"
             )
             return False
-        self.sources[out.index] = source if len(x.shape) == 2 else self.flatten(out, source, p)
+        self.sources[out.index] = source if len(x.shape) == 2 else self.flatten(source, p)
         return False
 
     op_squeeze = op_reshape
