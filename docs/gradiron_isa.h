@@ -187,6 +187,14 @@
 #define GRADIRON_SPACE_PROGRAM 2u
 #define GRADIRON_SPACE_EXPONENTS 3u
 
+/* The registers CONTROL and STATUS; the state of the latter begins at bit 0. */
+#define GRADIRON_CONTROL_START 1u
+#define GRADIRON_CONTROL_RESUME 2u
+#define GRADIRON_CONTROL_RESET 4u
+#define GRADIRON_CONTROL_CLEAR 8u
+#define GRADIRON_STATUS_CAUSE_SHIFT 4
+#define GRADIRON_STATUS_PC_SHIFT 16
+
 /* Word t of the exponent space is the entry of tensor t: exponent of the stored data 7:0
  * (signed), tracker exponent 15:8 (signed), tracker count 18:16, saturations 31:19 is not used;
  * word 64 + t is the number of saturated elements (32 bits, stops at 2**32 - 1). */

@@ -13,19 +13,22 @@ from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
 from gradiron.arch.config import Config
-from gradiron.arch.isa import BY_NAME, LOOP_DEPTH, BMode, ErrorCause, MachineState
+from gradiron.arch.isa import (
+    BY_NAME,
+    LOOP_DEPTH,
+    STATUS_CAUSE_SHIFT,
+    STATUS_PC_SHIFT,
+    BMode,
+    Control,
+    ErrorCause,
+    MachineState,
+)
 from gradiron.arch.isa import Out as Result
 from gradiron_hw.control import ControlStore
 from gradiron_hw.decoder import Decoder
 from gradiron_hw.descriptor import DescriptorRegisters, mm_layout
 from gradiron_hw.engine import ProductEngine
-from gradiron_hw.host import (
-    CONTROL_CLEAR,
-    CONTROL_RESET,
-    CONTROL_RESUME,
-    CONTROL_START,
-    HostPort,
-)
+from gradiron_hw.host import HostPort
 from gradiron_hw.loss import LossUnit
 from gradiron_hw.memory import DataMemory
 from gradiron_hw.random import KeyUnit, RandomBlock
@@ -470,9 +473,10 @@ class Core(wiring.Component):
         for name in ("req_ready", "rsp_valid", "rsp_data", "rsp_error"):
             m.d.comb += getattr(self, name).eq(getattr(host, name))
         command = host.control
+        low = Cat(state, Const(0, STATUS_CAUSE_SHIFT - len(state)), cause)
         m.d.comb += [
             host.running.eq(running),
-            host.status.eq(Cat(state, Const(0, 1), cause, Const(0, 12 - len(cause)), pc)),
+            host.status.eq(Cat(low, Const(0, STATUS_PC_SHIFT - len(low)), pc)),
             host.word_taken.eq(words.host_taken),
             host.word.eq(words.sum),
             host.program_data.eq(word),
@@ -482,26 +486,26 @@ class Core(wiring.Component):
             words.host_number.eq(host.word_number),
             words.host_write.eq(host.word_write),
             words.host_data.eq(self.req_data),
-            words.clear_counters.eq(command[CONTROL_CLEAR]),
+            words.clear_counters.eq(command[Control.CLEAR]),
             store.addr.eq(self.req_addr),
             store.data.eq(self.req_data),
             store.en.eq(host.program_write),
-            abort.eq(command[CONTROL_RESET]),
+            abort.eq(command[Control.RESET]),
         ]
         with m.If(host.mode_write):
             m.d.sync += mode.eq(self.req_data[0])
         idle_now = (
-            (state == MachineState.IDLE) | (state == MachineState.HALTED) | command[CONTROL_RESET]
+            (state == MachineState.IDLE) | (state == MachineState.HALTED) | command[Control.RESET]
         )
-        with m.If(command[CONTROL_RESET]):
+        with m.If(command[Control.RESET]):
             m.d.sync += [state.eq(MachineState.IDLE), cause.eq(0)]
         m.d.comb += [
-            starting.eq(command[CONTROL_START] & idle_now),
+            starting.eq(command[Control.START] & idle_now),
             control.empty.eq(starting),
         ]
         with m.If(starting):
             m.d.sync += [state.eq(MachineState.RUNNING), pc.eq(words.word)]
-        with m.Elif(command[CONTROL_RESUME] & waiting):
+        with m.Elif(command[Control.RESUME] & waiting):
             m.d.sync += state.eq(MachineState.RUNNING)
         return m
 

@@ -10,8 +10,6 @@ from gradiron.arch.config import TENSORS, Config
 from gradiron.arch.isa import CSR_BY_NAME, CSRS, Space
 from gradiron_hw.state import ADDRESS_BITS, EXPONENTS
 
-CONTROL_START, CONTROL_RESUME, CONTROL_RESET, CONTROL_CLEAR = range(4)
-
 
 class HostPort(wiring.Component):
     """What the host may reach, and when.
@@ -161,10 +159,4 @@ class HostPort(wiring.Component):
         return m
 
 
-__all__ = [
-    "CONTROL_CLEAR",
-    "CONTROL_RESET",
-    "CONTROL_RESUME",
-    "CONTROL_START",
-    "HostPort",
-]
+__all__ = ["HostPort"]

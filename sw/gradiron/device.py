@@ -18,16 +18,22 @@ import numpy.typing as npt
 
 from gradiron.arch import isa
 from gradiron.arch.config import REGION_SHIFT, TENSORS, Config
-from gradiron.arch.isa import ErrorCause, MachineState, Space
+from gradiron.arch.isa import (
+    STATUS_CAUSE_SHIFT,
+    STATUS_PC_SHIFT,
+    WORD_BYTES,
+    Control,
+    ErrorCause,
+    MachineState,
+    Space,
+)
 from gradiron.arch.numerics import EXPONENT_MAX, EXPONENT_MIN, HYSTERESIS
 from gradiron.errors import DataError, DeviceError, MachineError
 
-WORD_BYTES = 4
-"""Bytes of a word in every space but MEMORY."""
 WORD_MASK = 0xFFFFFFFF
 SIGNED_CSRS = frozenset({"RATE", "LOSS"})
 """CSRs whose 32 bits are read as a two's complement number."""
-CONTROL_START, CONTROL_RESUME, CONTROL_RESET, CONTROL_CLEAR = 1, 2, 4, 8
+CONTROL_START, CONTROL_RESUME, CONTROL_RESET, CONTROL_CLEAR = (1 << bit for bit in Control)
 FIRST_COUNTER = isa.CSR_BY_NAME["CYCLES"].number
 
 Data = bytes | bytearray | memoryview | npt.NDArray[np.int8] | npt.NDArray[np.uint8]
@@ -82,7 +88,8 @@ class Traffic:
 
 def pack_status(status: Status) -> int:
     """A status to the word of the STATUS register."""
-    return status.state | status.cause << 4 | (status.pc & 0xFFFF) << 16
+    cause, pc = status.cause << STATUS_CAUSE_SHIFT, (status.pc & 0xFFFF) << STATUS_PC_SHIFT
+    return status.state | cause | pc
 
 
 def unpack_status(word: int) -> Status:
@@ -94,7 +101,9 @@ def unpack_status(word: int) -> Status:
         For a state or an error cause that this driver does not know.
     """
     try:
-        return Status(MachineState(word & 15), ErrorCause(word >> 4 & 0xFF), word >> 16 & 0xFFFF)
+        state = MachineState(word & (1 << STATUS_CAUSE_SHIFT) - 1)
+        cause = ErrorCause(word >> STATUS_CAUSE_SHIFT & 0xFF)
+        return Status(state, cause, word >> STATUS_PC_SHIFT & 0xFFFF)
     except ValueError as error:
         raise DeviceError(
             f"the status word {word:#010x} has a state or an error cause unknown to this driver "

@@ -11,7 +11,6 @@ import importlib.resources
 import sys
 import textwrap
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 from gradiron import manual
 from gradiron.arch import isa, link
@@ -35,7 +34,7 @@ ends in Python are made from one module, `gradiron.arch.link`.
 The host asks, the device answers. There is one request at a time: the host sends the next one when
 it has the answer to the last one, or has given up. So nothing can overrun: the device holds one
 request of at most {link.PAGE} bytes of data, the host one answer of at most
-{link.WORD_BYTES * link.PAGE}. Identifying a device is reading the registers `ID`, `VERSION` and
+{isa.WORD_BYTES * link.PAGE}. Identifying a device is reading the registers `ID`, `VERSION` and
 `CONFIG`; the state of a program is the register `STATUS`.
 
 ## Frames
@@ -115,7 +114,7 @@ def page() -> str:
         "## Requests",
         "",
         "The body of a request; numbers are little-endian. A *unit* is a byte in the space MEMORY, "
-        f"and a word of {link.WORD_BYTES} bytes in the others.",
+        f"and a word of {isa.WORD_BYTES} bytes in the others.",
         "",
         *_parts(link.REQUEST[:-1]),
         *_table(("space", "name"), [(space.value, space.name) for space in Space]),
@@ -157,7 +156,7 @@ def header() -> str:
         "CRC_POLYNOMIAL": link.CRC_POLYNOMIAL,
         "CRC_BYTES": link.CRC_BYTES,
         "PAGE": link.PAGE,
-        "WORD_BYTES": link.WORD_BYTES,
+        "WORD_BYTES": isa.WORD_BYTES,
         "HEADER_BYTES": link.HEADER_BYTES,
         "WRITE": link.COMMAND_WRITE,
         "SPACE_SHIFT": link.COMMAND_SPACE_SHIFT,
@@ -205,15 +204,5 @@ def driver() -> dict[str, str]:
     return {**files, HEADER: header(), manual.HEADER: manual.header()}
 
 
-def write(folder: Path) -> list[Path]:
-    """Write page and constants; returns their paths."""
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / PAGE, folder / HEADER]
-    for path, text in zip(paths, (page(), header()), strict=True):
-        path.write_text(text, encoding="utf-8")
-    return paths
-
-
 if __name__ == "__main__":
-    for written in write(Path(sys.argv[1] if len(sys.argv) > 1 else "docs")):
-        print(written)
+    manual.write({PAGE: page(), HEADER: header()}, sys.argv[1:])

@@ -405,6 +405,13 @@ def header() -> str:
     ):
         lines += ["", f"/* {title} */"]
         lines += [_define(f"{prefix}_{member.name}", f"{member.value}u") for member in members]
+    lines += [
+        "",
+        "/* The registers CONTROL and STATUS; the state of the latter begins at bit 0. */",
+    ]
+    lines += [_define(f"CONTROL_{bit.name}", f"{1 << bit}u") for bit in isa.Control]
+    lines.append(_define("STATUS_CAUSE_SHIFT", str(isa.STATUS_CAUSE_SHIFT)))
+    lines.append(_define("STATUS_PC_SHIFT", str(isa.STATUS_PC_SHIFT)))
     entry = (isa.pack_exponent(-1, 0, 0), isa.pack_exponent(0, -1, 0), isa.pack_exponent(0, 0, -1))
     lines += ["", *textwrap.wrap(f"/* {isa.EXPONENT_WORD_DOC} */", 96, subsequent_indent=" * ")]
     for name, mask in zip(("VALUE", "TRACKER", "COUNT"), entry, strict=True):
@@ -429,15 +436,14 @@ def header() -> str:
     return "\n".join(lines)
 
 
-def write(folder: Path) -> list[Path]:
-    """Write both files; returns their paths."""
+def write(texts: Mapping[str, str], arguments: Sequence[str]) -> None:
+    """Write texts by the name of their file into a folder, `docs` unless another is named."""
+    folder = Path(arguments[0] if arguments else "docs")
     folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / MANUAL, folder / HEADER]
-    for path, text in zip(paths, (manual(), header()), strict=True):
-        path.write_text(text, encoding="utf-8")
-    return paths
+    for name, text in texts.items():
+        (folder / name).write_text(text, encoding="utf-8")
+        print(folder / name)
 
 
 if __name__ == "__main__":
-    for written in write(Path(sys.argv[1] if len(sys.argv) > 1 else "docs")):
-        print(written)
+    write({MANUAL: manual(), HEADER: header()}, sys.argv[1:])

@@ -14,8 +14,7 @@ import os
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
-from types import TracebackType
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Protocol
 
 from gradiron.arch import isa
 from gradiron.arch.boards import BOARDS
@@ -48,7 +47,6 @@ _CALM = 16
 _GARBAGE = 1 << 16
 """Bytes without an answer after which a request is sent again."""
 _LONGEST_PAUSE = 0.02
-_SPACE_CSR = Space.CSR
 
 
 # --- carriers ------------------------------------------------------------------------------------
@@ -340,7 +338,7 @@ class HostLink:
             the request was done is then not known.
         """
         if request.data is not None and not self._in_step:
-            self.ask(Request(_SPACE_CSR, isa.CSR_BY_NAME["ID"].number, 1))
+            self.ask(Request(Space.CSR, isa.CSR_BY_NAME["ID"].number, 1))
         self._number = (self._number + 1) & 0xFF
         frame = request.frame(self._number)
         self._in_step = False
@@ -477,17 +475,6 @@ class HostLink:
         """Give the carrier back."""
         self.transport.close()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
 
 # --- the device ----------------------------------------------------------------------------------
 
@@ -548,7 +535,7 @@ class SerialDevice(Device):
         waited = pause = 0.0
         number = isa.CSR_BY_NAME["STATUS"].number
         while True:
-            status = unpack_status(int.from_bytes(self.link.read(_SPACE_CSR, number, 1), "little"))
+            status = unpack_status(int.from_bytes(self.link.read(Space.CSR, number, 1), "little"))
             if status.state != MachineState.RUNNING:
                 return
             if timeout is not None and waited >= timeout:
@@ -587,7 +574,7 @@ def recognise(link: HostLink, known: Sequence[Config] | None = None) -> Config:
         Where it has another one, is not Gradiron, or has another version.
     """
     numbers = [isa.CSR_BY_NAME[name].number for name in ("ID", "VERSION", "CONFIG")]
-    found = [int.from_bytes(link.read(_SPACE_CSR, number, 1), "little") for number in numbers]
+    found = [int.from_bytes(link.read(Space.CSR, number, 1), "little") for number in numbers]
     name = link.transport.name
     if found[0] != isa.DEVICE_ID:
         raise DeviceError(

@@ -28,9 +28,9 @@ def test_committed_file_is_current(name: str, text: types.FunctionType):
 
 
 def test_write(tmp_path: Path):
-    paths = manual.write(tmp_path / "new")
-    assert [path.name for path in paths] == [manual.MANUAL, manual.HEADER]
-    assert paths[1].read_text(encoding="utf-8") == manual.header()
+    manual.write({"a.md": "ä\n", "b.h": "b\n"}, [str(tmp_path / "new")])
+    assert (tmp_path / "new" / "a.md").read_text(encoding="utf-8") == "ä\n"
+    assert (tmp_path / "new" / "b.h").read_text(encoding="utf-8") == "b\n"
 
 
 # --- the manual ----------------------------------------------------------------------------------

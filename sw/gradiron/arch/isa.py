@@ -706,6 +706,23 @@ class Space(IntEnum):
     EXPONENTS = 3
 
 
+WORD_BYTES = 4
+"""Bytes of a word: the unit of every space but MEMORY, where it is a byte."""
+
+
+class Control(IntEnum):
+    """Bits of the CSR CONTROL."""
+
+    START = 0
+    RESUME = 1
+    RESET = 2
+    CLEAR = 3
+
+
+STATUS_CAUSE_SHIFT, STATUS_PC_SHIFT = 4, 16
+"""In the CSR STATUS: positions of the error cause and the program counter, behind the state."""
+
+
 @dataclass(frozen=True)
 class Csr:
     """A control or status register of 32 bits at a word number of the CSR space."""

@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 
-from gradiron.arch.isa import Space
+from gradiron.arch.isa import WORD_BYTES, Space
 from gradiron.errors import LinkError
 
 LINK_VERSION = 1
@@ -32,8 +32,6 @@ CRC_POLYNOMIAL = 0xEDB88320
 CRC_BYTES = 4
 PAGE = 256
 """Units of a request at most; a request stays within so many, counted from a multiple of them."""
-WORD_BYTES = 4
-"""Bytes of a unit in every space but MEMORY, where it is one byte."""
 VERSION_SHIFT = 4
 """Bits 7:4 of a command and of a status are the version of the link."""
 COMMAND_WRITE, COMMAND_SPACE_SHIFT, COMMAND_RESERVED = 1, 1, 8

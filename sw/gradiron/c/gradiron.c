@@ -5,8 +5,6 @@
 #define SUM GRADIRON_LINK_CRC_BYTES
 #define PAGE GRADIRON_LINK_PAGE
 
-enum { CONTROL_START = 1, CONTROL_RESUME = 2, CONTROL_RESET = 4 };
-
 /* A byte more in a checksum. */
 static uint32_t crc_step(uint32_t crc, uint8_t byte)
 {
@@ -303,9 +301,9 @@ gradiron_result gradiron_status(gradiron_device *device, gradiron_machine_status
     uint32_t word = 0;
     gradiron_result result = gradiron_read_csr(device, GRADIRON_CSR_STATUS, &word);
     if (result == GRADIRON_OK) {
-        status->state = word & 0xf;
-        status->cause = (uint8_t)(word >> 4);
-        status->pc = (uint16_t)(word >> 16);
+        status->state = (uint8_t)(word & ((1u << GRADIRON_STATUS_CAUSE_SHIFT) - 1));
+        status->cause = (uint8_t)(word >> GRADIRON_STATUS_CAUSE_SHIFT);
+        status->pc = (uint16_t)(word >> GRADIRON_STATUS_PC_SHIFT);
     }
     return result;
 }
@@ -315,17 +313,17 @@ gradiron_result gradiron_start(gradiron_device *device, uint32_t entry)
     gradiron_result result = gradiron_write_csr(device, GRADIRON_CSR_ENTRY, entry);
     if (result != GRADIRON_OK)
         return result;
-    return gradiron_write_csr(device, GRADIRON_CSR_CONTROL, CONTROL_START);
+    return gradiron_write_csr(device, GRADIRON_CSR_CONTROL, GRADIRON_CONTROL_START);
 }
 
 gradiron_result gradiron_resume(gradiron_device *device)
 {
-    return gradiron_write_csr(device, GRADIRON_CSR_CONTROL, CONTROL_RESUME);
+    return gradiron_write_csr(device, GRADIRON_CSR_CONTROL, GRADIRON_CONTROL_RESUME);
 }
 
 gradiron_result gradiron_reset(gradiron_device *device)
 {
-    return gradiron_write_csr(device, GRADIRON_CSR_CONTROL, CONTROL_RESET);
+    return gradiron_write_csr(device, GRADIRON_CSR_CONTROL, GRADIRON_CONTROL_RESET);
 }
 
 gradiron_result gradiron_wait(gradiron_device *device, uint32_t polls,
