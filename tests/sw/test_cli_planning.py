@@ -82,6 +82,13 @@ def test_layers_by_name(capsys: pytest.CaptureFixture[str]) -> None:
     assert "no layer is called 'dense9'" in capsys.readouterr().err
 
 
+def test_milliseconds_are_at_the_clock_of_the_board() -> None:
+    assert run("digits", "--board", "icebreaker")["clock_mhz"] == 30
+    assert run("digits", "--board", "icebreaker", "--clock", "12")["clock_mhz"] == 12
+    assert run("digits")["clock_mhz"] == 24
+    assert main(["plan", "digits", "--clock", "0"]) == 2
+
+
 def test_picture() -> None:
     pytest.importorskip("matplotlib")
     run("digits", "--plot", "map.png")

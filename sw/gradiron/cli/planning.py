@@ -7,6 +7,7 @@ import dataclasses
 from importlib import import_module
 from typing import Any
 
+from gradiron.arch.boards import BOARD_BY_NAME
 from gradiron.arch.config import MAX_REGIONS, Config, simulation_config
 from gradiron.cli import machines
 from gradiron.cli.output import check_output, print_table, write_json
@@ -67,9 +68,9 @@ def add_plan(commands: Any) -> None:
     parser.add_argument(
         "--clock",
         type=float,
-        default=DEFAULT_CLOCK,
+        default=None,
         metavar="MHZ",
-        help=f"clock for the milliseconds (default {DEFAULT_CLOCK:g} MHz)",
+        help=f"clock for the milliseconds (default: the board's, else {DEFAULT_CLOCK:g} MHz)",
     )
     parser.add_argument("--plot", metavar="FILE", help="write a picture of the map over time there")
     parser.add_argument("--json", metavar="FILE", help="write the result there")
@@ -186,6 +187,16 @@ def _machine(args: argparse.Namespace) -> Config | None:
     return config
 
 
+def _clock(args: argparse.Namespace) -> float:
+    """MHz for the milliseconds: as given, or what the board's builds aim for."""
+    if args.clock is None:
+        board = BOARD_BY_NAME.get(args.board)
+        return DEFAULT_CLOCK if board is None else board.core_hz / 1e6
+    if args.clock <= 0:
+        raise ConfigError(f"--clock {args.clock:g}; give a positive number of MHz")
+    return args.clock
+
+
 # --- the command ---------------------------------------------------------------------------------
 
 
@@ -210,6 +221,7 @@ def _steps(found: Plan) -> list[dict[str, Any]]:
 def plan(args: argparse.Namespace) -> int:
     """Run the command plan."""
     check_output(args.json, args.plot)
+    args.clock = _clock(args)
     graph = _wanted(args)
     batch = default_settings(graph).batch if args.batch is None else args.batch
     allow = () if args.allow == "none" else _names(args.allow)
