@@ -139,11 +139,11 @@
 #define GRADIRON_CSR_CONFIG 2u                   /* digest of the machine's Config */
 #define GRADIRON_CSR_STATUS 3u                   /* state 3:0, error cause 11:4, program counter 31:16 */
 #define GRADIRON_CSR_CONTROL 4u                  /* write: bit 0 start at ENTRY, 1 resume after WAIT or a pause, 2 reset (leave the error state, stop a program at its next instruction), 3 clear the counters */
-#define GRADIRON_CSR_ENTRY 5u                    /* program counter at which CONTROL.start begins */
+#define GRADIRON_CSR_ENTRY 5u                    /* program counter at which CONTROL.start begins, modulo program words */
 #define GRADIRON_CSR_MODE 6u                     /* bit 0: pause after every instruction */
 #define GRADIRON_CSR_SEED 7u                     /* seed of the random numbers */
 #define GRADIRON_CSR_STEP 8u                     /* training step, counted by the STEP instruction */
-#define GRADIRON_CSR_RATE 9u                     /* learning rate 2**-k: k, signed 6 bits, added to update shifts */
+#define GRADIRON_CSR_RATE 9u                     /* learning rate 2**-k: k in 7:0 (signed), added to update shifts */
 #define GRADIRON_CSR_LOSS 10u                    /* loss of the last LOSS with gradient, summed over its batch, 2**-8 bits; or the sum of the last MM with `out` = loss */
 #define GRADIRON_CSR_CYCLES 16u                  /* cycles in RUNNING */
 #define GRADIRON_CSR_WAIT_CYCLES 17u             /* cycles in WAITING or PAUSED */
@@ -196,8 +196,8 @@
 #define GRADIRON_STATUS_PC_SHIFT 16
 
 /* Word t of the exponent space is the entry of tensor t: exponent of the stored data 7:0
- * (signed), tracker exponent 15:8 (signed), tracker count 18:16, saturations 31:19 is not used;
- * word 64 + t is the number of saturated elements (32 bits, stops at 2**32 - 1). */
+ * (signed), tracker exponent 15:8 (signed), tracker count 18:16, the others are 0; word 64 + t
+ * is the number of saturated elements (32 bits, stops at 2**32 - 1). */
 #define GRADIRON_EXPONENT_VALUE_SHIFT 0
 #define GRADIRON_EXPONENT_VALUE_MASK 0xffu
 #define GRADIRON_EXPONENT_TRACKER_SHIFT 8

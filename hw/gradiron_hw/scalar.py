@@ -17,6 +17,7 @@ from gradiron.arch.isa import Out as Result
 from gradiron.arch.numerics import (
     EXPONENT_MAX,
     EXPONENT_MIN,
+    EXPONENT_SUM_BITS,
     HYSTERESIS,
     PROBABILITY_BITS,
     SHIFT_MAX,
@@ -36,7 +37,7 @@ from gradiron_hw.control import (
 from gradiron_hw.descriptor import bundle
 from gradiron_hw.state import ADDRESS_BITS, EXPONENTS, FIRST_PASS
 
-WIDTH = 10
+WIDTH = EXPONENT_SUM_BITS
 """Bits of the exponent adder: the sums of a few exponents of 8 bits."""
 assert (EXPONENT_MIN, EXPONENT_MAX) == (-64, 63)
 assert (SHIFT_MIN, SHIFT_MAX) == (-16, 31)

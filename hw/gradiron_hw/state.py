@@ -22,7 +22,7 @@ from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
 from gradiron.arch.config import TENSORS, Config
-from gradiron.arch.isa import CSR_BY_NAME, DEVICE_ID, ISA_VERSION, Pass
+from gradiron.arch.isa import CSR_BY_NAME, DEVICE_ID, ISA_VERSION, Pass, pack_exponent
 from gradiron.arch.isa import Out as Result
 from gradiron.arch.numerics import BIAS_EXPONENT, KEY_CONSTANTS, LOGIT_EXPONENT, MASTER_FRACTION
 from gradiron.arch.timing import POST_CYCLES, PREPARE_CYCLES
@@ -30,6 +30,8 @@ from gradiron_hw.control import WORDS, Store
 
 ADDRESS_BITS = 8
 EXPONENTS = 1 << (ADDRESS_BITS - 1)
+ENTRY_BITS = pack_exponent(-1, -1, -1).bit_length()
+"""Of an entry of the exponent table; the others are 0 whatever the host writes."""
 FIRST_COUNTER = CSR_BY_NAME["CYCLES"].number
 LAST_COUNTER = CSR_BY_NAME["DESCRIPTOR"].number
 FIRST_PASS = CSR_BY_NAME["CYCLES_FORWARD"].number
@@ -253,7 +255,11 @@ class StateMemory(wiring.Component):
         amount = self._counters(m, number)
         # One source at a time; all others are 0.
         host_writes = serving & self.host_write
-        from_host = Mux(host_writes, self.host_data, 0)
+        is_entry = address[6:] == EXPONENTS >> 6
+        from_host = Cat(
+            Mux(host_writes, self.host_data[:ENTRY_BITS], 0),
+            Mux(host_writes & ~is_entry, self.host_data[ENTRY_BITS:], 0),
+        )
         from_loss = Mux(store == Store.LOSS, self.loss, 0)
         from_row = Mux(captured, self.row, 0)
         takes_exponent = store == Store.EXPONENT

@@ -315,7 +315,8 @@ def manual() -> str:
                 for c in isa.CSRS
             ],
         ),
-        f"`RATE` is from {isa.RATE_MIN} to {isa.RATE_MAX}.",
+        "A register keeps all 32 bits that are written to it, of which bits without a meaning are "
+        f"without effect. `RATE` is from {isa.RATE_MIN} to {isa.RATE_MAX}.",
         "",
         "### States of the machine",
         "",

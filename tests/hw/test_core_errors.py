@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
 
 from gradiron.arch import isa
-from gradiron.arch.config import Config
+from gradiron.arch.config import TENSORS, Config
 from gradiron.arch.isa import BMode, ErrorCause, Kind, MachineState, Out, Space, make_address
 from gradiron.device import CONTROL_CLEAR, CONTROL_RESUME, CONTROL_START, Device, Status
 from gradiron.errors import DeviceError, MachineError
 from gradiron_sim.cxxrtl import CxxrtlDevice
-from gradiron_sim.lockstep import Lockstep, run_checked
+from gradiron_sim.lockstep import Lockstep, difference, run_checked
 from support.machines import FOUR, SINGLE, TWO, golden, name_of, simulated
-from support.programs import BUILT, Case, complete, random_product, random_sequence
+from support.programs import BUILT, Case, NoRoom, complete, random_product, random_sequence
 
 HALT, STEP, WAIT, ENDLOOP = (isa.encode(name) for name in ("HALT", "STEP", "WAIT", "ENDLOOP"))
 
@@ -71,6 +72,13 @@ def program(config: Config, name: str, sets: dict[str, int], **fields: int) -> C
     small = rng.integers(-100, 100, 64, dtype=np.int8).tobytes()
     memory = [(address, small) for address in places(config).values()]
     return Case(words, memory, {1: (-5, -5, 0), 2: (-6, -6, 0), 3: (-4, -4, 0)}, seed=7)
+
+
+def small_case(make: Callable[[], Case]) -> Case:
+    """The first random case that fits the memory."""
+    while True:
+        with contextlib.suppress(NoRoom):
+            return make()
 
 
 def memories(device: CxxrtlDevice) -> list[bytes]:
@@ -550,6 +558,54 @@ def test_addresses_that_do_not_exist() -> None:
             with pytest.raises(DeviceError, match="refused to write"):
                 device._write(space, address, bytes(4))
         assert device._read(Space.CSR, 200, 1) == bytes(4)
+
+
+@pytest.mark.parametrize("config", MACHINES, ids=name_of)
+def test_every_word_that_the_host_may_write(config: Config) -> None:
+    """Whatever it writes to registers and exponent table, both machines hold and do the same."""
+    rng = np.random.default_rng(17)
+    numbers = {name: isa.CSR_BY_NAME[name].number for name in ("ENTRY", "MODE", "SEED", "RATE")}
+    devices = (golden(config), simulated(config))
+    results = [out for out in Out if config.momentum or out != Out.MOMENTUM]
+    for turn in range(40):
+        kind = results[turn % len(results)]
+        case = small_case(lambda kind=kind: random_product(config, rng, kind=kind))
+        entries, counts = rng.bytes(4 * TENSORS), rng.bytes(4 * TENSORS)
+        words = {name: int(rng.integers(1 << 32)) for name in numbers}
+        words["ENTRY"] &= -config.program_words  # the program begins at 0
+        words["MODE"] &= -1 - (turn % 8 > 0)
+        for device in devices:
+            case.load(device)
+            device._write(Space.EXPONENTS, 0, entries + counts)
+            for name, word in words.items():
+                device._write(Space.CSR, numbers[name], word.to_bytes(4, "little"))
+                assert device._read(Space.CSR, numbers[name], 1) == word.to_bytes(4, "little")
+            device.write_csr("CONTROL", CONTROL_START)
+            while device.status().state in (MachineState.RUNNING, MachineState.PAUSED):
+                device.write_csr("CONTROL", CONTROL_RESUME)
+        assert devices[0].status().state == MachineState.HALTED
+        assert difference(*devices, counters=("MODE", "INSTRUCTIONS")) is None, case.text
+        for device in devices:
+            device._write(Space.EXPONENTS, 0, entries + counts)
+        assert difference(*devices) is None
+
+
+@pytest.mark.parametrize("config", MACHINES, ids=name_of)
+def test_a_register_that_does_not_exist_is_read_during_a_product(config: Config) -> None:
+    """It reads as 0, and nothing is counted less for it."""
+    reference, subject = golden(config), simulated(config)
+    rng = np.random.default_rng(5)
+    for _ in range(8):
+        case = small_case(lambda: random_product(config, rng, kind=Out.INT8))
+        case.exponents = dict.fromkeys(range(TENSORS), (60, 60, 0))  # all is saturated
+        for device in (reference, subject):
+            case.load(device)
+            device.write_csr("ENTRY", 0)
+            device.write_csr("CONTROL", CONTROL_START)
+            while device.status().state == MachineState.RUNNING:
+                for number in range(29, 33):
+                    assert device._read(Space.CSR, number, 1) == bytes(4)
+        assert difference(reference, subject) is None, case.text
 
 
 @pytest.mark.parametrize("config", [TWO, SINGLE], ids=name_of)

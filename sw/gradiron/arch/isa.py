@@ -11,7 +11,7 @@ value, a non-zero reserved bit and a combination named in `RULES` stop the machi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -688,12 +688,6 @@ def decode(word: int, config: Config) -> Decoded | ErrorCause:
     return Decoded(instruction.name, fields)
 
 
-def iterate_words(words: Iterator[int] | list[int], visit: Callable[[int, int], None]) -> None:
-    """Call `visit(pc, word)` for every word of a program."""
-    for pc, word in enumerate(words):
-        visit(pc, word)
-
-
 # --- what the host sees --------------------------------------------------------------------------
 
 
@@ -745,11 +739,11 @@ CSRS: tuple[Csr, ...] = (
         "write: bit 0 start at ENTRY, 1 resume after WAIT or a pause, 2 reset (leave the error "
         "state, stop a program at its next instruction), 3 clear the counters",
     ),
-    Csr("ENTRY", 5, True, "program counter at which CONTROL.start begins"),
+    Csr("ENTRY", 5, True, "program counter at which CONTROL.start begins, modulo program words"),
     Csr("MODE", 6, True, "bit 0: pause after every instruction"),
     Csr("SEED", 7, True, "seed of the random numbers"),
     Csr("STEP", 8, True, "training step, counted by the STEP instruction"),
-    Csr("RATE", 9, True, "learning rate 2**-k: k, signed 6 bits, added to update shifts"),
+    Csr("RATE", 9, True, "learning rate 2**-k: k in 7:0 (signed), added to update shifts"),
     Csr(
         "LOSS",
         10,
@@ -785,7 +779,7 @@ RATE_MIN, RATE_MAX = -32, 31
 
 EXPONENT_WORD_DOC = (
     "Word t of the exponent space is the entry of tensor t: exponent of the stored data 7:0 "
-    "(signed), tracker exponent 15:8 (signed), tracker count 18:16, saturations 31:19 is not used; "
+    "(signed), tracker exponent 15:8 (signed), tracker count 18:16, the others are 0; "
     "word 64 + t is the number of saturated elements (32 bits, stops at 2**32 - 1)."
 )
 
@@ -797,8 +791,9 @@ def pack_exponent(exponent: int, tracker: int, low: int) -> int:
 
 def unpack_exponent(word: int) -> tuple[int, int, int]:
     """The inverse of `pack_exponent`: (exponent, tracker exponent, tracker count)."""
+    return signed_byte(word), signed_byte(word >> 8), word >> 16 & 7
 
-    def signed(value: int) -> int:
-        return value - 256 if value & 0x80 else value
 
-    return signed(word & 0xFF), signed(word >> 8 & 0xFF), word >> 16 & 7
+def signed_byte(word: int) -> int:
+    """The lowest byte of a word as a signed number."""
+    return (word & 0xFF ^ 0x80) - 0x80

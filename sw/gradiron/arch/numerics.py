@@ -20,6 +20,8 @@ BIAS_EXPONENT = -20
 MASTER_MIN, MASTER_MAX = -32640, 32639
 MASTER_FRACTION = 8
 """A weight is M * 2**(EW - 8): eight bits of the master lie below the int8 weight."""
+EXPONENT_SUM_BITS = 10
+"""A sum of exponents is signed and modulo 2 to this; what instructions write never exceeds it."""
 HYSTERESIS = 8
 PRELOAD_LIMIT = 1 << 30
 MAX_REDUCTION = 66_000
@@ -233,7 +235,7 @@ class Tracker:
             return Tracker(need)
         if need < self.exponent:
             if self.low + 1 == HYSTERESIS:
-                return Tracker(clamp_exponent(self.exponent - 1))
+                return Tracker(self.exponent - 1)
             return Tracker(self.exponent, self.low + 1)
         return Tracker(self.exponent)
 

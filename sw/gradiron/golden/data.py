@@ -36,7 +36,7 @@ class Data:
     largest : int
         The register m: the largest accumulator of the tensor that is being computed.
     loss, seed, step, rate : int
-        As the CSRs of these names.
+        As the CSRs of these names; `rate` is all of the word.
     """
 
     def __init__(self, config: Config, *, fast: bool = True) -> None:

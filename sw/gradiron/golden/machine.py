@@ -54,8 +54,6 @@ name; CYCLES has the time of the instruction."""
 MAX_PLANS = 4096
 """Products and losses that are kept; beyond it all are dropped."""
 
-_RATE_SIGN = 1 << 5
-
 
 class Machine(Data):
     """All architectural state, and what changes it.
@@ -77,7 +75,7 @@ class Machine(Data):
     loops : list of [int, int]
         Open loops: address of the body, and how often it is still to be executed.
     entry, mode : int
-        As the CSRs.
+        As the CSRs, all 32 bits of them.
     counters : dict of str to int
     retirements : list of Retirement or None
         Where a list is assigned, completed instructions are appended.
@@ -108,7 +106,7 @@ class Machine(Data):
             return
         self.loops.clear()
         self.largest = 0
-        self.pc = self.entry
+        self.pc = self.entry & (self.config.program_words - 1)
         self.state = MachineState.RUNNING
 
     def resume(self) -> None:
@@ -158,7 +156,7 @@ class Machine(Data):
             self._fail(ErrorCause.PROGRAM_END)
             return
         self.pc = target
-        if self.mode and self.state == MachineState.RUNNING:
+        if self.mode & 1 and self.state == MachineState.RUNNING:
             self.state = MachineState.PAUSED
 
     def _perform(self, decoded: Decoded) -> int:
@@ -250,14 +248,14 @@ class Machine(Data):
             case "STEP":
                 return self.step
             case "RATE":
-                return self.rate & WORD_MASK
+                return self.rate
             case "LOSS":
                 return self.loss & WORD_MASK
             case name:
                 return self.counters[name]
 
     def write_csr(self, number: int, word: int) -> None:
-        """Write a CSR; bits that a register does not have are dropped."""
+        """Write a CSR; what does not exist or is read-only ignores it."""
         csr = next((c for c in isa.CSRS if c.number == number and c.writable), None)
         match csr.name if csr else "":
             case "CONTROL":
@@ -270,15 +268,15 @@ class Machine(Data):
                     if word & bit:
                         action()
             case "ENTRY":
-                self.entry = word & (self.config.program_words - 1)
+                self.entry = word
             case "MODE":
-                self.mode = word & 1
+                self.mode = word
             case "SEED":
                 self.seed = word
             case "STEP":
                 self.step = word
             case "RATE":
-                self.rate = ((word & 0x3F) ^ _RATE_SIGN) - _RATE_SIGN
+                self.rate = word
             case _:
                 pass
 

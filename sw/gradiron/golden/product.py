@@ -19,10 +19,18 @@ from gradiron.arch.isa import (
     Scale,
     Skip,
     Track,
+    signed_byte,
     split_address,
     unpack_tensors,
 )
-from gradiron.arch.numerics import BIAS_EXPONENT, LOGIT_EXPONENT, Int64, Rounding, Use
+from gradiron.arch.numerics import (
+    BIAS_EXPONENT,
+    LOGIT_EXPONENT,
+    MASTER_FRACTION,
+    Int64,
+    Rounding,
+    Use,
+)
 from gradiron.golden.addressing import (
     Fault,
     Int8,
@@ -60,6 +68,9 @@ FLOAT64_EXACT = 1 << 53
 """... and below this in float64."""
 UPDATE_BOUND = 1 << 17
 """A step beyond this saturates every 16-bit quantity, wherever it starts."""
+
+STEP_FRACTION = {Out.INT8_WEIGHTS: 0, Out.MASTER: MASTER_FRACTION, Out.MOMENTUM: 12}
+"""Bits of a step below the int8 weight."""
 
 _A_STRIDES = ("A_SN", "A_SY", "A_SX", "A_TY", "A_TX", "A_Y0", "A_X0")
 _O_STRIDES = ("O_OFF", "O_S2", "O_S1", "O_S0")
@@ -219,10 +230,10 @@ class Product:
             case Out.LOGITS:
                 self._logits(sums, limit, e_acc)
             case Out.MASTER | Out.INT8_WEIGHTS | Out.MOMENTUM:
-                su = data.exponent[self.tensor_o] - 8 - e_acc + data.rate + self.shift
-                self._update(sums, limit, su)
+                slower = signed_byte(data.rate) + self.shift
+                self._update(sums, limit, data.exponent[self.tensor_o] - e_acc + slower)
                 if db is not None:
-                    self._update_bias(db, BIAS_EXPONENT - eb + data.rate + self.shift)
+                    self._update_bias(db, BIAS_EXPONENT - eb + slower)
 
     def _sums(self) -> tuple[Integers, int, Int64 | None]:
         """S (rows, cols), a limit of |S|, and db (cols,) for a transposed product with bias."""
@@ -353,8 +364,11 @@ class Product:
         self._o_low.write(z)
         data.exponent[o] = LOGIT_EXPONENT
 
-    def _update(self, sums: Integers, limit: int, su: int) -> None:
+    def _update(self, sums: Integers, limit: int, shift: int) -> None:
+        """An update of weights; `shift` is that of a step in units of int8 weights."""
         data, o = self._data, self.tensor_o
+        half = 1 << (numerics.EXPONENT_SUM_BITS - 1)
+        su = (shift - STEP_FRACTION[self.out] + half) % (2 * half) - half
         key = data.key(o)
 
         def stochastic(v: Integers, limit: int, shift: int, use: Use) -> Integers:
@@ -365,7 +379,7 @@ class Product:
         assert self._o is not None
         high = self._o.read().astype(np.int32, order="C").reshape(self.shape)
         if self.out == Out.INT8_WEIGHTS:
-            w, count = saturated(high - stochastic(sums, limit, su + 8, Use.DW), -127, 127)
+            w, count = saturated(high - stochastic(sums, limit, su, Use.DW), -127, 127)
             self._o.write(w)
             data.count_saturations(o, count)
             return
@@ -380,7 +394,7 @@ class Product:
                 self._v_high.read().astype(np.int32, order="C").reshape(self.shape), self._v_low
             )
             decay = stochastic(v.copy(), 1 << 15, 3, Use.MOMENTUM_DECAY)
-            v = v - decay + stochastic(sums, limit, su - 4, Use.DW)
+            v = v - decay + stochastic(sums, limit, su, Use.DW)
             v, _ = saturated(v, -32767, 32767)
             self._v_high.write(v >> 8)
             self._v_low.write(v)
