@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -301,6 +301,16 @@ def test_a_relu_behind_the_largest_stands_before_it(ceiling: float | None) -> No
     x = np.random.default_rng(0).normal(size=(9, 8, 8, 2))
     np.testing.assert_allclose(meaning.run(x), given.run(x), rtol=1e-9)
     close_on_the_golden_device(meaning)
+
+
+@pytest.mark.parametrize("ceiling", [2.0, 1.0, 0.5])
+def test_a_ceiling_cuts_every_channel_at_its_value(ceiling: float) -> None:
+    """Channels of different magnitudes, which would have different scales without it."""
+    first = conv("c", "input", 2, relu=True, ceiling=ceiling)
+    assert first.weight is not None
+    first = replace(first, weight=first.weight * np.array([0.5, 1, 1, 2, 2, 3], np.float32))
+    pool = Node("p", "max_pool", ("cc",), kernel=(2, 2), stride=(2, 2))
+    close_on_the_golden_device(images(first, conv("cc", "c", 6, relu=True), pool))
 
 
 def test_a_relu_behind_a_mean_is_refused() -> None:

@@ -30,7 +30,7 @@ from gradiron.importing.meaning import (
     fusion,
     node_windows,
 )
-from gradiron.importing.scales import LEVELS, Real, Scales, equalise, measure
+from gradiron.importing.scales import LEVELS, REACHED, Real, Scales, equalise, measure
 
 ROWS_PER_WEIGHT = 100
 """Rows per input from which weights are fitted to what the inputs became: with fewer, they would
@@ -412,8 +412,9 @@ class _Converter:
         if node.ceiling is not None:
             limit = float(np.abs(target).max())
             if limit < top:
-                start = _exponent(limit)
-                tries = range(start, start - 1, -1)
+                # It is the largest int8 times a power of two, but for rounding.
+                start = _exponent(limit * REACHED)
+                tries = range(start, start + 1)
         best: tuple[float, int, Real] | None = None
         for exponent in tries:
             e = min(max(exponent, least, EXPONENT_MIN), EXPONENT_MAX)

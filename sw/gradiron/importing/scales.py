@@ -33,6 +33,8 @@ FEEDBACK = 0.1
 """What rounding with error feedback leaves of the error of independent rounding: a guess that only
 weighs weights against values. From 0.03 to 1 the error of the two models of `docs/importing.md`
 stays between .027 and .030, and .023 and .028."""
+REACHED = 1 - 1e-6
+"""Share of a ceiling from which a channel is taken to be cut by it."""
 LN2 = float(np.log(2.0))
 TINY = 1e-12
 
@@ -111,11 +113,23 @@ class Scales:
         log2 of the scales, by variable.
     fixed : set of int
         Variables that stay 0: input and output.
+    least : dict of arrays
+        Of variables with a ceiling: the least log2 of their scales.
+    held : dict of arrays of bool
+        Of these: channels that stay at their least.
     """
 
     views: dict[str, View] = field(default_factory=dict[str, View])
     u: list[Real] = field(default_factory=list[Real])
     fixed: set[int] = field(default_factory=set[int])
+    least: dict[int, Real] = field(default_factory=dict[int, Real])
+    held: dict[int, npt.NDArray[np.bool_]] = field(default_factory=dict[int, npt.NDArray[np.bool_]])
+
+    def hold(self) -> None:
+        """Move scales to where ceilings allow them."""
+        for index, least in self.least.items():
+            u = np.maximum(self.u[index], least)
+            self.u[index] = np.where(self.held[index], least, u)
 
     def of(self, view: View) -> Real:
         """log2 of the scales of every channel (or element) of a value."""
@@ -202,6 +216,28 @@ def tie(meaning: Meaning) -> Scales:
         scales.views[meaning.nodes[-1].name].variable,
     }
     return scales
+
+
+def _ceilings(meaning: Meaning, scales: Scales, found: dict[str, Statistics]) -> None:
+    """What ceilings that cut something ask of the scales.
+
+    A ceiling is the saturation of int8. So channels that reach it have one scale, at which it is
+    the largest int8 times a power of two, and no other channel may reach beyond.
+    """
+    for node in meaning.nodes:
+        view, largest = scales.views[node.name], found[node.name].largest
+        if node.ceiling is None or largest.max() < REACHED * node.ceiling:
+            continue
+        if view.variable in scales.fixed or view.repeat != 1:
+            continue
+        # Everything is about 1, as in the first guess.
+        at = log2(node.ceiling * 2.0 ** LEVELS.bit_length() / LEVELS) - view.offset
+        held = largest >= REACHED * node.ceiling
+        least = np.where(held, at, at + np.log2(np.maximum(largest, TINY) / node.ceiling))
+        if view.variable in scales.least:
+            least = np.maximum(least, scales.least[view.variable])
+            held = held | scales.held[view.variable]
+        scales.least[view.variable], scales.held[view.variable] = least, held
 
 
 def _layers(meaning: Meaning, scales: Scales, found: dict[str, Statistics]) -> list[_Layer]:
@@ -324,6 +360,8 @@ def equalise(meaning: Meaning, found: dict[str, Statistics], steps: int = ADAM_S
             largest = found[name].largest
             floor = max(float(largest.max()) * 2.0**-6, TINY)
             scales.u[view.variable] = np.log2(np.maximum(largest, floor))
+    _ceilings(meaning, scales, found)
+    scales.hold()
     layers, tensors = _layers(meaning, scales, found), _tensors(meaning, scales, found)
     first = [np.zeros_like(u) for u in scales.u]
     second = [np.zeros_like(u) for u in scales.u]
@@ -342,6 +380,7 @@ def equalise(meaning: Meaning, found: dict[str, Statistics], steps: int = ADAM_S
             m = first[index] / (1 - 0.9**step)
             v = second[index] / (1 - 0.99**step)
             scales.u[index] -= rate * m / (np.sqrt(v) + 1e-9)
+        scales.hold()
     scales.u = best_u
     _fill(scales, layers, tensors)
     return scales
@@ -353,7 +392,7 @@ def _fill(scales: Scales, layers: list[_Layer], tensors: list[_Tensor]) -> None:
     for _ in range(4):
         before = best
         for index in range(len(scales.u)):
-            if index in scales.fixed:
+            if index in scales.fixed or index in scales.least:
                 continue
             start, chosen = scales.u[index], scales.u[index]
             for part in range(1, FRACTIONS):
