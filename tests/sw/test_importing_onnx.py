@@ -397,6 +397,21 @@ def test_padding_that_no_convolution_takes() -> None:
     refuse(model(nodes, some), "operator 9 (MaxPool): padding before it")
 
 
+def test_padding_of_axes_in_another_order() -> None:
+    """Four axes, but height and width changed places: the amounts alone look right."""
+    some = constants() | {
+        "pads": np.array([0, 0, 1, 2, 0, 0, 1, 2], np.int64),
+        "zero": np.array(0, np.float32),
+        "axes": np.array([0, 1, 3, 2], np.int64),
+    }
+    nodes = float_nodes()
+    nodes[0:1] = [
+        node("Pad", "x pads zero axes", "padded"),
+        node("Conv", "padded w1 b1", "c1", kernel_shape=[3, 3]),
+    ]
+    refuse(model(nodes, some), "operator 0 (Pad): padding with a list of axes")
+
+
 def test_a_cycle() -> None:
     nodes = float_nodes()
     nodes[0] = node("Conv", "s w1 b1", "c1", kernel_shape=[3, 3])

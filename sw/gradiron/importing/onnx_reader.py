@@ -416,6 +416,8 @@ class _Reader:
         mode = a.get("mode", b"constant").decode()
         self.build.check(x, place)
         rest = amounts[:2] + amounts[4:6]
+        if len(node.input) > 3 and node.input[3]:
+            self.build.problems.add(place, "padding with a list of axes; give it for all of them")
         if len(amounts) != 8 or any(rest) or min(amounts) < 0 or not zero or mode != "constant":
             self.build.problems.add(place, f"padding {amounts}; only zeros around images")
             return x
