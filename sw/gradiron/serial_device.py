@@ -512,17 +512,16 @@ class SerialDevice(Device):
         attempts: int = ATTEMPTS,
         record: bool = False,
     ) -> None:
-        if record:
-            transport.close()
-            raise DeviceError(
-                "a board does not record which instructions it completes; train on a simulated "
-                "machine to see that (engine cxxrtl)"
-            )
-        self.link = HostLink(transport, timeout=timeout, attempts=attempts)
         try:
+            if record:
+                raise DeviceError(
+                    "a board does not record which instructions it completes; train on a simulated "
+                    "machine to see that (engine cxxrtl)"
+                )
+            self.link = HostLink(transport, timeout=timeout, attempts=attempts)
             super().__init__(config)
         except BaseException:
-            self.link.close()
+            transport.close()
             raise
 
     def _read(self, space: Space, address: int, count: int) -> bytes:
@@ -622,13 +621,15 @@ def open_transport(
     DeviceError, LinkError
         As `SerialDevice` and `recognise`.
     """
+    carrier = transport
     try:
-        carrier = Recorder(transport, log) if log is not None else transport
+        if log is not None:
+            carrier = Recorder(transport, log)
         if config is None:
             given = {name: options[name] for name in ("timeout", "attempts") if name in options}
             config = recognise(HostLink(carrier, **given))
     except BaseException:
-        transport.close()
+        carrier.close()
         raise
     return SerialDevice(config, carrier, **options)
 

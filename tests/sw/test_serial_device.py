@@ -273,8 +273,10 @@ def test_cannot_record_retirements() -> None:
 
 @pytest.mark.parametrize(("timeout", "attempts"), [(0, 3), (-1, 3), (1, 0)])
 def test_init_wrong_patience(timeout: float, attempts: int) -> None:
+    carrier = Says()
     with pytest.raises(LinkError, match="the time-out must be positive"):
-        HostLink(Says(), timeout=timeout, attempts=attempts)
+        SerialDevice(SMALL, carrier, timeout=timeout, attempts=attempts)
+    assert carrier.closed
 
 
 # --- ports ---------------------------------------------------------------------------------------
@@ -321,6 +323,14 @@ def test_recorded_and_replayed(tmp_path: Path) -> None:
             device.read_memory(0, 3)
     first = json.loads(path.read_text().splitlines()[0])
     assert first == {"gradiron": "traffic", "link": LINK_VERSION, "carrier": "the test line"}
+
+
+def test_traffic_of_a_failure_is_in_the_file(tmp_path: Path) -> None:
+    carrier, path = end(), tmp_path / "traffic"
+    with pytest.raises(DeviceError, match="none of those known"):
+        open_transport(carrier, log=path)
+    assert carrier.closed
+    assert len(path.read_text().splitlines()) == 7  # the first line, and three questions
 
 
 def test_replay_of_something_else(tmp_path: Path) -> None:
