@@ -119,7 +119,7 @@ def mixtures(inputs: Int8, count: int, seed: int) -> Int8:
 
 @pytest.mark.long
 def test_keyword_spotting_on_clean_mixtures(keywords: Keywords, data_folder: Path) -> None:
-    """They need samples of their kind: calibrated on noisy ones alone, the error is .06."""
+    """They need samples of their kind: calibrated on noisy ones alone, the error reaches .06."""
     some = [keywords.perturbed(50, 7), mixtures(keywords.inputs, 50, 8)]
     c = convert(keywords.meaning, np.concatenate(some))
     x = mixtures(keywords.inputs, 400, 12)
